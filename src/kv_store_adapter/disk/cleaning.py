@@ -1,0 +1,228 @@
+"""What a disk store does besides answering: expired entries, dead files, and a size limit."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+import time
+from typing import Any, Callable, Optional, Sequence, Tuple, TypeVar
+
+from ..exceptions import StoreClosedError, StoreUnavailableError
+from .database import Database
+from .folder import Folder
+
+__all__ = ["Cleaner"]
+
+T = TypeVar("T")
+
+# Every so many writes of this process it deletes some of what has expired: several for each write,
+# so that cleaning outruns writing, and few enough that no write is held up.
+_EVERY, _AT_ONCE = 32, 200
+
+# How many rows of a cleared namespace one transaction deletes: a few milliseconds' worth.
+_CLEARED_AT_ONCE = 500
+
+# After so many milliseconds a value file that no entry names belongs to a writer that died, and a
+# cleared namespace that is still there to a process that died while clearing.
+_GRACE = 10 * 60 * 1000
+
+
+class Cleaner:
+    """The upkeep of one store. What fails here is tried again later, and fails nobody's write."""
+
+    def __init__(self, database: Database, folder: Folder, size_limit: Optional[int]) -> None:
+        self._database = database
+        self._folder = folder
+        self._size_limit = size_limit
+        self._writes = 0
+        self._written = 0
+
+    # ------------------------------------------------------------------ with every write
+
+    def after_write(self, size: int, garbage: bool) -> None:
+        """Called when an entry was written: `size` bytes, and whether it replaced a file."""
+        if garbage:
+            self.collect()
+        self._writes += 1
+        if self._writes % _EVERY == 0:
+            self._quietly(self._delete_expired)
+        if self._size_limit is not None:
+            self._written += size
+            # Looked at when a hundredth of the limit was written, not at every write.
+            if self._written * 100 >= self._size_limit:
+                self._written = 0
+                self._quietly(self._shrink)
+
+    def write(self, sql: str, parameters: Sequence[Any]) -> Tuple[int, int]:
+        """A write that frees space."""
+        return self._database.write(sql, parameters)
+
+    def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """A transaction that frees space."""
+        return self._database.transaction(work)
+
+    def _delete_expired(self) -> int:
+        rows, changes = self._database.write(
+            "DELETE FROM entries WHERE id IN "
+            f"(SELECT id FROM entries WHERE expires <= ? LIMIT {_AT_ONCE})",
+            (_now(),),
+        )
+        if changes > rows:
+            self.collect()
+        return rows
+
+    # ------------------------------------------------------------------ files
+
+    def discard(self, file: str) -> None:
+        """Remove a file that no entry came to name."""
+
+        def forget() -> None:
+            if self._folder.remove_file(file):
+                self._database.write("DELETE FROM garbage WHERE file = ?", (file,))
+
+        self._quietly(forget)
+
+    def collect(self, limit: int = 100) -> None:
+        """Remove the files of replaced and deleted entries, and those of writers that died."""
+        self._quietly(lambda: self._collect(limit))
+
+    def _collect(self, limit: int) -> None:
+        rows = self._database.fetch(
+            "SELECT file FROM garbage WHERE since <= ? LIMIT ?", (_now() - _GRACE, limit)
+        )
+        # The file first: should this process die in between, the list still has it.
+        gone = [file for (file,) in rows if self._folder.remove_file(file)]
+        if gone:
+            marks = ",".join("?" * len(gone))
+            self._database.write(f"DELETE FROM garbage WHERE file IN ({marks})", gone)
+
+    # ------------------------------------------------------------------ namespaces
+
+    def empty(self, number: int) -> None:
+        """Delete the entries of a cleared namespace, in small transactions, then its folder."""
+
+        def some() -> bool:
+            rows, changes = self._database.write(
+                "DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE ns = ? "
+                f"LIMIT {_CLEARED_AT_ONCE})",
+                (number,),
+            )
+            if changes > rows:
+                self._collect(2 * _CLEARED_AT_ONCE)
+            return rows == _CLEARED_AT_ONCE
+
+        def finish() -> None:
+            while some():
+                # A breath for the others: SQLite has no queue of writers, who waits must find
+                # the database free when it looks.
+                time.sleep(0.001)
+            row = self._database.fetch_one("SELECT folder FROM dropped WHERE ns = ?", (number,))
+            if row is not None and self._folder.remove_namespace(row[0]):
+                self._database.write("DELETE FROM dropped WHERE ns = ?", (number,))
+
+        # Its keys can't be read any more: what is left over is purge()'s.
+        self._quietly(finish)
+
+    def reclaim(self) -> None:
+        """On opening: finish what processes left that died, as far as it is quick."""
+        self.collect()
+
+        def unfinished() -> None:
+            for (number,) in self._database.fetch(
+                "SELECT ns FROM dropped WHERE since <= ? LIMIT 10", (_now() - _GRACE,)
+            ):
+                self.empty(number)
+
+        self._quietly(unfinished)
+
+    def purge(self) -> int:
+        """Do all of it now: expired entries, files without entry, namespaces without any."""
+        deleted = 0
+        for _ in itertools.repeat(None):
+            rows = self._delete_expired()
+            deleted += rows
+            if rows < _AT_ONCE:
+                break
+            time.sleep(0.001)
+        while self._database.fetch_one(
+            "SELECT 1 FROM garbage WHERE since <= ? LIMIT 1", (_now() - _GRACE,)
+        ):
+            self._collect(1000)
+        for (number,) in self._database.fetch(
+            "SELECT ns FROM dropped WHERE since <= ?", (_now() - _GRACE,)
+        ):
+            self.empty(number)
+        self._drop_empty_namespaces()
+        self._remove_orphans()
+        return deleted
+
+    def _drop_empty_namespaces(self) -> None:
+        def drop(connection: sqlite3.Connection) -> list[Tuple[int]]:
+            empty: list[Tuple[int]] = connection.execute(
+                "SELECT id FROM namespaces WHERE NOT EXISTS "
+                "(SELECT 1 FROM entries WHERE ns = namespaces.id) LIMIT 1000"
+            ).fetchall()
+            connection.executemany(
+                "INSERT INTO dropped SELECT id, folder, ? FROM namespaces WHERE id = ?",
+                [(_now(), *row) for row in empty],
+            )
+            connection.executemany("DELETE FROM namespaces WHERE id = ?", empty)
+            return empty
+
+        while True:
+            empty = self._database.transaction(drop)
+            for (number,) in empty:
+                self.empty(number)
+            if len(empty) < 1000:
+                return
+
+    def _remove_orphans(self) -> None:
+        """Remove folders and files that the index knows nothing of, once they are old."""
+        old = time.time() - _GRACE / 1000
+        for folder, changed in list(self._folder.folders()):
+            known = self._database.fetch_one(
+                "SELECT 1 FROM namespaces WHERE folder = ? "
+                "UNION ALL SELECT 1 FROM dropped WHERE folder = ?",
+                (folder, folder),
+            )
+            if known is None and changed < old:
+                self._folder.remove_namespace(folder)
+                continue
+            for file, written in self._folder.files(folder):
+                if written < old and not self._database.fetch_one(
+                    "SELECT 1 FROM entries WHERE ns = (SELECT id FROM namespaces WHERE folder = ?) "
+                    "AND file = ? UNION ALL SELECT 1 FROM garbage WHERE file = ?",
+                    (folder, file, file),
+                ):
+                    self._folder.remove_file(file)
+
+    # ------------------------------------------------------------------ a size limit
+
+    def _shrink(self) -> None:
+        """Delete what was stored first, until the store is within its limit."""
+        assert self._size_limit is not None
+        while True:
+            # What the entries hold, and some bytes of the index for each.
+            row = self._database.fetch_one("SELECT total(size + 100), count(*) FROM entries")
+            if row is None or row[0] <= self._size_limit or not row[1]:
+                return
+            over = row[0] - self._size_limit * 0.95
+            count = min(_AT_ONCE, max(1, int(row[1] * over / row[0])))
+            rows, changes = self._database.write(
+                "DELETE FROM entries WHERE id IN (SELECT id FROM entries ORDER BY id LIMIT ?)",
+                (count,),
+            )
+            if changes > rows:
+                self._collect(1000)
+
+    @staticmethod
+    def _quietly(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except (StoreUnavailableError, StoreClosedError):
+            # The caller's own operation has succeeded; this is tried again at the next occasion.
+            pass
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,342 @@
+"""Connections to one SQLite database: a bounded pool, bounded waiting, one seam for errors."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections import deque
+from typing import Any, Callable, Deque, List, Optional, Sequence, Tuple, TypeVar
+
+from .. import forking
+from ..exceptions import StoreClosedError, StoreUnavailableError
+
+__all__ = ["Database", "is_busy", "is_full"]
+
+T = TypeVar("T")
+Row = Tuple[Any, ...]
+
+# How long to sleep while another process writes, in seconds: from, to. SQLite's own busy handler
+# starts at 1 ms and goes to 100: too coarse for writes of 15 microseconds.
+_FIRST_NAP, _LONGEST_NAP = 0.0002, 0.005
+
+# Connections that came through a fork. They are never closed: closing one would act on the
+# parent's files. Kept here, so that the garbage collector does not close them either.
+_inherited: List[Any] = []
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether another connection was in the way, so that trying again makes sense."""
+    text = str(error)
+    return isinstance(error, sqlite3.OperationalError) and ("locked" in text or "busy" in text)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk was full."""
+    return isinstance(error, sqlite3.OperationalError) and "full" in str(error)
+
+
+class Database(forking.Forkable):
+    """A SQLite database, used from many threads and processes.
+
+    Args:
+        path: The database file.
+        prepare: Called once with each new connection.
+        timeout: Seconds to wait for another process, or for a free connection, before giving up.
+        connections: How many connections this process opens at most.
+
+    Notes:
+        *Threads.* A connection serves one thread at a time; the last one used is used next.
+        Writers of one process queue at a lock, which is fairer and faster than SQLite's polling.
+
+        *Forks.* Before a fork idle connections are closed and those in use awaited: SQLite's
+        bookkeeping of file locks must not be inherited. Whatever comes through is set aside.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        prepare: Callable[[sqlite3.Connection], None],
+        *,
+        timeout: float,
+        connections: int = 8,
+    ) -> None:
+        self.path = path
+        self.timeout = timeout
+        self._prepare = prepare
+        self._most = connections
+        self._closed = False
+        self._forking = False
+        self._new_state()
+        forking.register(self)
+
+    def _new_state(self) -> None:
+        self._pid = os.getpid()
+        self._idle: Deque[sqlite3.Connection] = deque()
+        self._open = 0
+        self._waiting = 0
+        self._changed = threading.Condition()
+        self._writing = threading.Lock()
+
+    # ------------------------------------------------------------------ what the store calls
+
+    def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> List[Row]:
+        """Run a reading statement and return its rows."""
+        return self.read(lambda connection: connection.execute(sql, parameters).fetchall())
+
+    def fetch_one(self, sql: str, parameters: Sequence[Any] = ()) -> Optional[Row]:
+        """Run a reading statement and return its first row."""
+        connection = self._take()
+        try:
+            # The whole of a hit on disk: no closure, no loop unless there is trouble.
+            row: Optional[Row] = connection.execute(sql, parameters).fetchone()
+        except sqlite3.Error as error:
+            if not is_busy(error):
+                raise self._broken(connection, error) from error
+        except BaseException:
+            self._give(connection)
+            raise
+        else:
+            self._give(connection)
+            return row
+        self._give(connection)
+        return self.read(lambda again: again.execute(sql, parameters).fetchone())
+
+    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` on a connection, again while another process is in the way."""
+        return self._run(work, "read")
+
+    def write(self, sql: str, parameters: Sequence[Any] = ()) -> Tuple[int, int]:
+        """Run one writing statement: how many rows it changed, and how many with its triggers."""
+
+        def work(connection: sqlite3.Connection) -> Tuple[int, int]:
+            before = connection.total_changes
+            rows = connection.execute(sql, parameters).rowcount
+            return rows, connection.total_changes - before
+
+        with self._exclusively():
+            return self._run(work, "written")
+
+    def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` as one transaction that writes; all of it happens, or nothing."""
+
+        def whole(connection: sqlite3.Connection) -> T:
+            # IMMEDIATE: the only wait is here, before anything was done.
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            return result
+
+        with self._exclusively():
+            return self._run(whole, "written")
+
+    def close(self) -> None:
+        """Close what is idle now and the rest when it comes back. Twice is fine."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._close_idle()
+
+    # ------------------------------------------------------------------ waiting, bounded
+
+    def _exclusively(self) -> _Turn:
+        return _Turn(self)
+
+    def _run(self, work: Callable[[sqlite3.Connection], T], verb: str) -> T:
+        deadline = 0.0
+        nap = _FIRST_NAP
+        connection = self._take()
+        while True:
+            try:
+                result = work(connection)
+            except sqlite3.IntegrityError as error:
+                # The statement was refused, the connection is as good as before.
+                self._give(connection)
+                raise self._unavailable(error) from error
+            except sqlite3.Error as error:
+                if not is_busy(error):
+                    raise self._broken(connection, error) from error
+                now = time.monotonic()
+                deadline = deadline or now + self.timeout
+                if now >= deadline:
+                    self._give(connection)
+                    raise StoreUnavailableError(
+                        f"{self.path} could not be {verb}: other processes kept it busy for the "
+                        f"whole {self.timeout:g} s that were allowed. Nothing was changed by this "
+                        "call. Look for a process that hangs while it writes, or raise timeout=."
+                    ) from error
+                time.sleep(nap * (0.5 + random.random()))
+                nap = min(nap * 1.5, _LONGEST_NAP)
+            except BaseException:
+                self._give(connection)
+                raise
+            else:
+                self._give(connection)
+                return result
+
+    # ------------------------------------------------------------------ the pool
+
+    def _take(self) -> sqlite3.Connection:
+        if self._pid != os.getpid():
+            # A fork that went past the hooks (os.fork called from C).
+            self._after_fork_in_child()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._take_slowly()
+
+    def _take_slowly(self) -> sqlite3.Connection:
+        deadline = time.monotonic() + self.timeout
+        with self._changed:
+            self._waiting += 1
+            try:
+                while True:
+                    if self._closed:
+                        raise StoreClosedError(f"The store on {self.path} is closed. Make a new one.")
+                    if not self._forking:
+                        try:
+                            return self._idle.pop()
+                        except IndexError:
+                            pass
+                        if self._open < self._most:
+                            self._open += 1
+                            break
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise StoreUnavailableError(
+                            f"All {self._most} connections to {self.path} were in use for the "
+                            f"whole {self.timeout:g} s that were allowed."
+                        )
+                    self._changed.wait(left)
+            finally:
+                self._waiting -= 1
+        try:
+            return self._connect()
+        except BaseException:
+            self._lost_one()
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = None
+        try:
+            # timeout=0: the waiting is done here, in finer steps. One thread at a time uses a
+            # connection, but not always the same one.
+            connection = sqlite3.connect(
+                self.path, timeout=0, isolation_level=None, check_same_thread=False
+            )
+            deadline = time.monotonic() + self.timeout
+            while True:
+                try:
+                    self._prepare(connection)
+                except sqlite3.OperationalError as error:
+                    if not is_busy(error) or time.monotonic() > deadline:
+                        raise
+                    time.sleep(_LONGEST_NAP * random.random())
+                else:
+                    return connection
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._unavailable(error) from error
+            raise
+
+    def _give(self, connection: sqlite3.Connection) -> None:
+        self._idle.append(connection)
+        if self._waiting:
+            with self._changed:
+                self._changed.notify()
+        if self._closed:
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return
+            connection.close()
+            self._lost_one()
+
+    def _lost_one(self) -> None:
+        with self._changed:
+            self._open -= 1
+            self._changed.notify_all()
+
+    def _broken(self, connection: sqlite3.Connection, error: sqlite3.Error) -> Exception:
+        """After an error that waiting does not heal: a new connection for the next one."""
+        try:
+            connection.close()
+        finally:
+            self._lost_one()
+        return self._unavailable(error)
+
+    def _unavailable(self, error: sqlite3.Error) -> StoreUnavailableError:
+        text = str(error)
+        if is_full(error):
+            advice = "The disk is full; nothing was changed. Free some space."
+        elif "readonly" in text:
+            advice = "It is not writable. Look at the owner and the mode of the folder."
+        elif "malformed" in text or "not a database" in text:
+            advice = "The database is damaged: DiskKVStore.check(repair=True) keeps what it can."
+        elif "unable to open" in text:
+            advice = "It can't be opened. Is the folder still there, and yours?"
+        else:
+            advice = "Look at the disk it is on."
+        return StoreUnavailableError(f"{self.path} failed: {text}. {advice}")
+
+    # ------------------------------------------------------------------ fork
+
+    def _before_fork(self) -> None:
+        deadline = time.monotonic() + 2.0
+        self._changed.acquire()
+        self._forking = True
+        while True:
+            while self._idle:
+                self._idle.pop().close()
+                self._open -= 1
+            left = deadline - time.monotonic()
+            # A thread that forks while it uses a connection itself would wait for ever: what is
+            # still out then is set aside in the child.
+            if self._open <= 0 or left <= 0:
+                return
+            self._waiting += 1
+            self._changed.wait(min(left, 0.05))
+            self._waiting -= 1
+
+    def _after_fork_in_parent(self) -> None:
+        self._forking = False
+        self._changed.notify_all()
+        self._changed.release()
+
+    def _after_fork_in_child(self) -> None:
+        _inherited.extend(self._idle)
+        self._forking = False
+        self._new_state()
+
+
+class _Turn:
+    """A turn at the writers' lock of one process, with a bounded wait."""
+
+    __slots__ = ("_database", "_lock")
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = database._writing
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=self._database.timeout):
+            raise StoreUnavailableError(
+                f"Other threads wrote to {self._database.path} for the whole "
+                f"{self._database.timeout:g} s that were allowed. Nothing was changed by this call."
+            )
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()

@@ -1,0 +1,337 @@
+"""Directories and value files: made private, written whole, never followed out of the root."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import stat
+import time
+from typing import IO, Any, Iterator, Optional, Tuple
+
+from ..exceptions import SerializationError, StoreFormatError, StoreUnavailableError, where
+
+__all__ = ["DATABASE", "Folder"]
+
+#: The database's file name inside the root.
+DATABASE = "kv-store.sqlite3"
+_NAMESPACES = "namespaces"
+_ABOUT = "namespace.json"
+
+# What we make, and therefore what we may delete. Anything else is somebody else's.
+_FOLDER_NAME = re.compile(r"[a-z0-9_-]{0,40}-[0-9a-f]{16}")
+_VALUE_NAME = re.compile(r"[0-9a-f]{32}\.value")
+_OURS = re.compile(
+    rf"{re.escape(DATABASE)}(-wal|-shm|-journal)?|{_NAMESPACES}|damaged-.*|lost\+found|\.gitignore"
+)
+
+# A value file opens with this and its own token: a truncated or swapped file is always noticed.
+_MAGIC = b"kvsv1\n"
+_HEADER = len(_MAGIC) + 16
+
+
+class Folder:
+    """The folder of one store.
+
+    Args:
+        path: The root. Made, with mode 0700, where it is not there.
+        trust_root: Use the root although others own it or can write to it.
+        durable: Wait until files have reached the disk.
+
+    Raises:
+        StoreUnavailableError: The root is a file, a link, another user's, or can't be made.
+        StoreFormatError: It holds something else.
+    """
+
+    def __init__(self, path: str, *, trust_root: bool, durable: bool) -> None:
+        self.path = path
+        self._durable = durable
+        try:
+            self._enter(trust_root)
+        except OSError as error:
+            raise StoreUnavailableError(
+                f"The folder {path} can't be used: {error.strerror}. Choose one that you may "
+                "read and write."
+            ) from error
+
+    def _enter(self, trust_root: bool) -> None:
+        try:
+            about = os.lstat(self.path)
+        except FileNotFoundError:
+            parent = os.path.dirname(self.path)
+            os.makedirs(parent, exist_ok=True)
+            try:
+                # makedirs() and mkdir() leave the mode to the umask; chmod() does not.
+                os.mkdir(self.path, 0o700)
+                os.chmod(self.path, 0o700)
+            except FileExistsError:
+                pass  # another process was faster
+            about = os.lstat(self.path)
+        if stat.S_ISLNK(about.st_mode) and trust_root:
+            about = os.stat(self.path)
+        if not stat.S_ISDIR(about.st_mode):
+            what = "a symbolic link" if stat.S_ISLNK(about.st_mode) else "not a folder"
+            raise StoreUnavailableError(
+                f"{self.path} is {what}. A disk store needs a folder of its own"
+                + (" (trust_root=True follows a link)." if "link" in what else ".")
+            )
+        if not trust_root and hasattr(os, "geteuid"):
+            self._check_owner(about)
+        strangers = [name for name in os.listdir(self.path) if not _OURS.fullmatch(name)]
+        if strangers and not os.path.lexists(os.path.join(self.path, DATABASE)):
+            raise StoreFormatError(
+                f"{self.path} holds something else ({strangers[0]!r}, for example). It was left "
+                "untouched; a disk store needs a folder of its own."
+            )
+        self._make_folder(os.path.join(self.path, _NAMESPACES))
+        self._make_private(os.path.join(self.path, DATABASE))
+
+    def _check_owner(self, about: os.stat_result) -> None:
+        if about.st_uid != os.geteuid():
+            raise StoreUnavailableError(
+                f"{self.path} belongs to another user (uid {about.st_uid}), who could plant "
+                "values in it. Use a folder of your own, or say trust_root=True if you trust them."
+            )
+        if about.st_mode & 0o022:
+            raise StoreUnavailableError(
+                f"Others can write to {self.path} (mode {stat.S_IMODE(about.st_mode):o}) and could "
+                f"plant values in it. Run chmod 700 on it, or say trust_root=True."
+            )
+
+    @staticmethod
+    def _make_folder(path: str) -> None:
+        try:
+            os.mkdir(path, 0o700)
+            os.chmod(path, 0o700)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a folder") from None
+
+    @staticmethod
+    def _make_private(path: str) -> None:
+        # SQLite gives its own files the mode of the database. Never opened when it exists: closing
+        # any handle of a file drops the locks that SQLite holds on it in this process.
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | _NO_FOLLOW, 0o600)
+        except FileExistsError:
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                raise OSError(errno.EINVAL, f"{path} is not a plain file") from None
+            return
+        try:
+            if hasattr(os, "fchmod"):
+                os.fchmod(handle, 0o600)
+        finally:
+            os.close(handle)
+
+    @property
+    def database(self) -> str:
+        """The path of the database file."""
+        return os.path.join(self.path, DATABASE)
+
+    def _at(self, *parts: str) -> str:
+        return os.path.join(self.path, _NAMESPACES, *parts)
+
+    # ------------------------------------------------------------------ namespaces
+
+    def make_namespace(self, namespace: Optional[str], serializer: str) -> str:
+        """Make the folder of a namespace, with its metadata; return the folder's name."""
+        # A name that a person recognises, and a number that makes it no other's: names that
+        # differ by case or accents alone would meet on some file systems.
+        label = "default" if namespace is None else namespace
+        slug = re.sub(r"[^a-z0-9_]+", "-", label[:40].lower()).strip("-")
+        folder = f"{slug}-{secrets.token_hex(8)}"
+        about = {
+            "format": 1,
+            "name": namespace,
+            "serializer": serializer,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        with _as_unavailable(self.path):
+            self._make_folder(self._at(folder))
+            with self._create(self._at(folder, _ABOUT)) as file:
+                _write_all(file, json.dumps(about, indent=2).encode("ascii") + b"\n")
+            self._sync_folder(self._at(folder))
+            self._sync_folder(self._at())
+        return folder
+
+    def read_about(self, folder: str) -> Any:
+        """The metadata of a namespace's folder, or `SerializationError` where it is damaged."""
+        path = self._at(folder, _ABOUT)
+        try:
+            with open(os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT), "rb") as file:
+                about = json.loads(file.read(1 << 20))
+            if not isinstance(about, dict) or "name" not in about:
+                raise ValueError("it does not name a namespace")
+        except (OSError, ValueError) as error:
+            raise SerializationError(f"{path} is damaged: {error}") from error
+        return about
+
+    def remove_namespace(self, folder: str) -> bool:
+        """Remove the folder of a namespace and what we made in it; ``True`` when it is gone."""
+        if not _FOLDER_NAME.fullmatch(folder):
+            return True
+        path = self._at(folder)
+        try:
+            for name in os.listdir(path):
+                if name == _ABOUT or _VALUE_NAME.fullmatch(name):
+                    self._unlink(os.path.join(path, name))
+            os.rmdir(path)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            # A stranger's file, or a writer who was just about to store here.
+            return False
+        return True
+
+    def folders(self) -> Iterator[Tuple[str, float]]:
+        """The namespace folders on disk, each with the time of its last change."""
+        with _as_unavailable(self.path), os.scandir(self._at()) as entries:
+            for entry in entries:
+                if _FOLDER_NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                    yield entry.name, entry.stat(follow_symlinks=False).st_mtime
+
+    def files(self, folder: str) -> Iterator[Tuple[str, float]]:
+        """The value files in one folder, as ``folder/name``, each with its time."""
+        try:
+            with os.scandir(self._at(folder)) as entries:
+                for entry in entries:
+                    if _VALUE_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        when = entry.stat(follow_symlinks=False).st_mtime
+                        yield f"{folder}/{entry.name}", when
+        except OSError:
+            return
+
+    # ------------------------------------------------------------------ value files
+
+    @staticmethod
+    def new_file(folder: str) -> str:
+        """A name for a new value file: never used before, so nothing is ever overwritten."""
+        return f"{folder}/{secrets.token_hex(16)}.value"
+
+    def write_file(self, file: str, data: bytes) -> None:
+        """Write a value file. Its name is new, so nobody reads it before the index names it.
+
+        Raises:
+            FileNotFoundError: Its namespace was cleared meanwhile.
+            StoreUnavailableError: It can't be written; nothing is left behind.
+        """
+        path = self._at(file)
+        try:
+            with self._create(path) as stream:
+                token = bytes.fromhex(os.path.basename(file)[:32])
+                if _ALLOCATE is not None:
+                    try:
+                        # Blocks in one piece, and a full disk found out before writing.
+                        _ALLOCATE(stream.fileno(), 0, _HEADER + len(data))
+                    except OSError as error:
+                        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                            raise
+                _write_all(stream, _MAGIC + token)
+                _write_all(stream, data)
+                if self._durable:
+                    os.fsync(stream.fileno())
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            self._unlink(path)
+            raise StoreUnavailableError(
+                f"{path} could not be written: {error.strerror}. The old value is still there."
+            ) from error
+        self._sync_folder(os.path.dirname(path))
+
+    def read_file(self, file: str, size: int, key: str, namespace: Optional[str]) -> bytes:
+        """Read a value file back.
+
+        Raises:
+            FileNotFoundError: It is gone: replaced or deleted since the index was read, or lost.
+            SerializationError: It is truncated, or another value's file.
+        """
+        path = self._at(file)
+        try:
+            with open(os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT | _BINARY), "rb", 0) as stream:
+                if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, "it is not a plain file")
+                head = stream.read(_HEADER)
+                data = stream.readall()  # type: ignore[attr-defined]  # unbuffered: a FileIO
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            # ELOOP: somebody put a link in its place. Only this entry suffers.
+            if error.errno in (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO):
+                raise damaged(key, namespace, path, "it is not the file that was written") from error
+            raise StoreUnavailableError(f"{path} could not be read: {error.strerror}.") from error
+        if head != _MAGIC + bytes.fromhex(os.path.basename(file)[:32]):
+            raise damaged(key, namespace, path, "it is not the file that was written")
+        if len(data) != size:
+            raise damaged(key, namespace, path, f"it has {len(data)} bytes of {size}")
+        return bytes(data)
+
+    def remove_file(self, file: str) -> bool:
+        """Remove a value file; ``True`` when it is gone."""
+        folder, _, name = file.partition("/")
+        if not _FOLDER_NAME.fullmatch(folder) or not _VALUE_NAME.fullmatch(name):
+            return True  # a tampered index must not make us delete what is not ours
+        return self._unlink(self._at(folder, name))
+
+    @staticmethod
+    def _unlink(path: str) -> bool:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def _create(self, path: str) -> IO[bytes]:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _NO_FOLLOW | _BINARY, 0o600)
+        if hasattr(os, "fchmod"):
+            os.fchmod(handle, 0o600)
+        return open(handle, "wb", 0)
+
+    def _sync_folder(self, path: str) -> None:
+        if self._durable and hasattr(os, "O_DIRECTORY"):
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def damaged(key: str, namespace: Optional[str], path: str, why: str) -> SerializationError:
+    """An entry whose bytes are not those that were written."""
+    return SerializationError(
+        f"What is stored under {where(key, namespace)} is damaged ({path}: {why}). It is left "
+        "where it is; set() replaces it, delete() drops it."
+    )
+
+
+def _write_all(stream: IO[bytes], data: bytes) -> None:
+    # Unbuffered, so write() may take less than all: over 2 GiB, or on a disk that fills up.
+    rest = memoryview(data)
+    while rest:
+        rest = rest[stream.write(rest) :]
+
+
+class _as_unavailable:
+    """Turns the operating system's errors into ours."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, exc_type: object, error: Optional[BaseException], tb: object) -> None:
+        if isinstance(error, OSError):
+            raise StoreUnavailableError(
+                f"The folder {self._path} can't be written: {error.strerror}."
+            ) from error
+
+
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+_ALLOCATE = getattr(os, "posix_fallocate", None)

@@ -1,0 +1,138 @@
+"""The tables of a disk store, and what happens when many processes open a new one at once."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from typing import Callable
+
+from ..exceptions import StoreFormatError
+from .database import Database, is_busy
+
+__all__ = ["FORMAT", "preparer", "set_up"]
+
+_log = logging.getLogger("kv_store_adapter")
+
+#: Raised when the tables change in a way that older code can't read.
+FORMAT = 1
+
+# "kvsa" in ASCII: tells our databases from others. SQLite keeps it in the file's header.
+_APPLICATION_ID = 0x6B767361
+
+# One table for all namespaces: a database for each would cost 350 us to open at every visit.
+# Rowid tables: WITHOUT ROWID is slower from values of 4 KiB up. The default namespace has the name
+# '', which no other can have. AUTOINCREMENT: the number of a cleared namespace never comes back.
+#
+# A value is in `value` or in the file `file`; times are milliseconds since 1970. `garbage` lists
+# value files to delete: those no entry names any more (since 0), and those about to be written
+# (since their writer's time), so that a killed writer leaves none for ever. `dropped` are cleared
+# namespaces whose entries are not deleted yet.
+_TABLES = """
+CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE namespaces(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, folder TEXT NOT NULL);
+CREATE TABLE entries(
+    id INTEGER PRIMARY KEY, ns INTEGER NOT NULL, key TEXT NOT NULL, expires INTEGER,
+    size INTEGER NOT NULL, value BLOB, file TEXT, digest INTEGER, UNIQUE(ns, key));
+CREATE INDEX entries_by_expiry ON entries(expires, ns) WHERE expires IS NOT NULL;
+CREATE TABLE garbage(file TEXT PRIMARY KEY, since INTEGER NOT NULL);
+CREATE TABLE dropped(ns INTEGER PRIMARY KEY, folder TEXT NOT NULL, since INTEGER NOT NULL);
+CREATE TABLE locks(
+    name TEXT NOT NULL, key TEXT NOT NULL, token TEXT NOT NULL, expires INTEGER NOT NULL,
+    PRIMARY KEY(name, key));
+CREATE TRIGGER entries_updated AFTER UPDATE OF file ON entries
+    WHEN old.file IS NOT NULL AND old.file IS NOT new.file
+    BEGIN INSERT OR REPLACE INTO garbage VALUES(old.file, 0); END;
+CREATE TRIGGER entries_deleted AFTER DELETE ON entries WHEN old.file IS NOT NULL
+    BEGIN INSERT OR REPLACE INTO garbage VALUES(old.file, 0); END;
+"""
+
+
+def preparer(durable: bool) -> Callable[[sqlite3.Connection], None]:
+    """What every new connection is told first."""
+
+    def prepare(connection: sqlite3.Connection) -> None:
+        # Nothing that a tampered database brings along runs: no functions from its schema.
+        connection.execute("PRAGMA trusted_schema=OFF")
+        connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        connection.execute("PRAGMA journal_size_limit=67108864")
+
+    return prepare
+
+
+def set_up(database: Database, serializer: str) -> None:
+    """Make the tables where there are none, else see that they are ours.
+
+    Safe for any number of processes at the same time: one makes them, the others find them.
+
+    Raises:
+        StoreFormatError: Another program's database, another format, or another serializer.
+    """
+
+    def look(connection: sqlite3.Connection) -> bool:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if not application and not version and not tables:
+            return False
+        if application != _APPLICATION_ID:
+            raise StoreFormatError(
+                f"{database.path} is another program's database. It was left untouched; choose "
+                "another folder."
+            )
+        if version != FORMAT:
+            raise StoreFormatError(
+                f"{database.path} has format {version}, and this version of kv-store-adapter "
+                f"reads format {FORMAT}. It was left untouched; choose another folder."
+            )
+        return True
+
+    def make(connection: sqlite3.Connection) -> None:
+        if look(connection):
+            return  # another process was faster
+        for statement in _split(_TABLES):
+            connection.execute(statement)
+        connection.execute("INSERT INTO meta VALUES('serializer', ?)", (serializer,))
+        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version={FORMAT}")
+
+    def use_wal(connection: sqlite3.Connection) -> None:
+        # Fails with "database is locked" while another process does the same, whatever SQLite's
+        # own timeout: the caller tries again.
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if is_busy(error):
+                raise
+            mode = str(error)
+        if mode != "wal":
+            (other,) = connection.execute("PRAGMA journal_mode=TRUNCATE").fetchone()
+            _log.warning(
+                "%s: this file system does not do SQLite's WAL (%s); the journal mode is %s. The "
+                "store works, but writes are slower and readers wait for writers.",
+                database.path,
+                mode,
+                other,
+            )
+
+    if not database.read(look):
+        database.read(use_wal)
+        database.transaction(make)
+    ((stored,),) = database.fetch("SELECT value FROM meta WHERE name = 'serializer'")
+    if stored != serializer:
+        raise StoreFormatError(
+            f"The values in {database.path} were written with the serializer {stored!r}, not "
+            f"{serializer!r}. They were left untouched; pass the serializer they were written "
+            "with, or choose another folder."
+        )
+
+
+def _split(script: str) -> list[str]:
+    # executescript() would commit the transaction that this is part of.
+    statements, current = [], ""
+    for line in script.splitlines():
+        current += line + "\n"
+        if sqlite3.complete_statement(current):
+            statements.append(current)
+            current = ""
+    return statements

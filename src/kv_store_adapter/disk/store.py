@@ -1,0 +1,613 @@
+"""`DiskKVStore`: what each operation says to the index and to the folder."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import zlib
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+    Union,
+)
+
+from ..exceptions import KeyNotFoundError, SerializationError, StoreUnavailableError, where
+from ..protocol import KVStoreProtocol, check_keys
+from ..rules import MISSING, TTL, check_key, check_namespace, check_ttl, literal_prefix, matcher
+from ..serializers import Codec
+from . import schema
+from .cleaning import Cleaner
+from .database import Database
+from .folder import Folder, damaged
+from .lease import DiskLease
+
+if TYPE_CHECKING:
+    from ..leases import Lease
+    from ..serializers import SerializerLike
+    from .repair import Damage
+
+__all__ = ["DiskKVStore"]
+
+#: From this size, in bytes, a value has a file of its own. Measured: see docs/design.md.
+SPILL_THRESHOLD = 32 * 1024
+
+# How many rows one transaction touches, so that nobody waits long for it.
+_BATCH = 500
+_PAGE = 1000
+
+# How often a file may vanish between index and disk before that is taken for damage.
+_PATIENCE = 50
+
+# The namespace's number, or NULL where there is none. '' stands for the default namespace.
+_NS = "(SELECT id FROM namespaces WHERE name = ?)"
+_LIVE = "(expires IS NULL OR expires > ?)"
+_GET = f"SELECT value, expires, size, file, digest FROM entries WHERE ns = {_NS} AND key = ?"
+_INSERT = (
+    "INSERT INTO entries(ns, key, expires, size, value, digest, file) "
+    f"VALUES({_NS}, ?, ?, ?, ?, ?, NULL)"
+)
+_UPDATE = (
+    " ON CONFLICT(ns, key) DO UPDATE SET expires = excluded.expires, size = excluded.size, "
+    "value = excluded.value, digest = excluded.digest, file = excluded.file"
+)
+_SET = _INSERT + _UPDATE
+_ADD = _INSERT + _UPDATE + " WHERE entries.expires <= ?"
+# A file lies in the folder of one generation of its namespace, so the entry names that one.
+_SET_FILE = (
+    "INSERT INTO entries(ns, key, expires, size, value, digest, file) SELECT id, ?, ?, ?, NULL, ?, ?"
+    " FROM namespaces WHERE name = ? AND folder = ?" + _UPDATE
+)
+_EXPIRES = f"SELECT expires FROM entries WHERE ns = {_NS} AND key = ? AND {_LIVE}"
+_DELETE = f"DELETE FROM entries WHERE ns = {_NS} AND key = ? AND {_LIVE}"
+
+
+class DiskKVStore(KVStoreProtocol):
+    """A store in a folder, shared by any number of threads and processes on one machine.
+
+    Values are pickled, unless told otherwise; reading a pickle trusts whoever can write to the
+    folder, so it is private (0700) and refused when others could write to it.
+
+    Args:
+        path: The folder. Made where it is not there; it must be empty or a store's.
+        serializer: An object with ``dumps`` and ``loads``; pickle by default. A folder remembers
+            what it was written with and refuses another.
+        durable: Wait for the disk at every change, so that a power cut loses nothing either.
+            Without it a power cut may lose the last moments; ``kill -9`` never loses anything.
+        size_limit: The most bytes to use on disk, roughly; ``None``: no limit. Above it the
+            entries stored first go first.
+        spill_threshold: From how many bytes a value gets a file of its own.
+        verify: Keep a checksum with each value and compare it when reading.
+        trust_root: Use the folder although it is a link, another user's, or writable for others.
+        timeout: Seconds to wait for other processes at most, before `StoreUnavailableError`.
+
+    Raises:
+        StoreUnavailableError: The folder can't be used (the message says why).
+        StoreFormatError: It holds something else, or was written with another serializer.
+
+    Notes:
+        *Atomic*: every single-key operation, for threads and processes; batches for each key.
+        *Crash*: what `set` returned from is there after ``kill -9``; a large value is either whole
+        or was never stored.
+        *Forks*: a child may go on using the store. Pickles, for worker processes.
+        *Expiry*: writers delete what has expired, a little at a time; `purge` does it all.
+
+    Example:
+        >>> import tempfile
+        >>> with DiskKVStore(tempfile.mkdtemp()) as store:
+        ...     store.set("greeting", {"en": "hello"}, ttl=3600)
+        ...     store.get("greeting")
+        {'en': 'hello'}
+    """
+
+    def __init__(
+        self,
+        path: Union[str, os.PathLike[str]],
+        *,
+        serializer: Optional[SerializerLike] = None,
+        durable: bool = False,
+        size_limit: Optional[int] = None,
+        spill_threshold: int = SPILL_THRESHOLD,
+        verify: bool = False,
+        trust_root: bool = False,
+        timeout: float = 10.0,
+    ) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"A path is a str or a pathlib.Path, not {type(path).__name__}.")
+        if size_limit is not None and (isinstance(size_limit, bool) or size_limit < 1):
+            raise ValueError(f"size_limit is a number of bytes above zero, or None: {size_limit!r}.")
+        self._options = {
+            "serializer": serializer,
+            "durable": durable,
+            "size_limit": size_limit,
+            "spill_threshold": spill_threshold,
+            "verify": verify,
+            "trust_root": trust_root,
+            "timeout": timeout,
+        }
+        codec = Codec(serializer)
+        self._encode, self._decode = codec.encode, codec.decode
+        self._serializer_name = codec.name
+        self._verify = verify
+        self._spill_threshold = spill_threshold
+        self._path = os.path.abspath(os.path.expanduser(os.fspath(path)))
+        if "\0" in self._path:
+            raise ValueError("A path can't hold NUL.")
+        self._folder = Folder(self._path, trust_root=trust_root, durable=durable)
+        self._database = Database(
+            self._folder.database, schema.preparer(durable), timeout=timeout
+        )
+        schema.set_up(self._database, codec.name)
+        self._cleaner = Cleaner(self._database, self._folder, size_limit)
+        self._cleaner.reclaim()
+
+    @property
+    def path(self) -> str:
+        """The folder, as an absolute path."""
+        return self._path
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._path!r})"
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return _open_again, (type(self), self._path, self._options)
+
+    # ------------------------------------------------------------------ reading
+
+    def get(self, key: str, namespace: Optional[str] = None, *, default: Any = MISSING) -> Any:
+        """Return a fresh copy of the value of `key`.
+
+        Args:
+            key: The key.
+            namespace: ``None`` is the default namespace.
+            default: What to return when the key is absent.
+
+        Raises:
+            KeyNotFoundError: The key is absent and no `default` was given.
+            SerializationError: The entry can't be read. It is left where it is.
+        """
+        key, namespace = check_key(key), check_namespace(namespace)
+        value = self._read(key, namespace)
+        if value is not MISSING:
+            return value
+        if default is MISSING:
+            raise KeyNotFoundError(key, namespace)
+        return default
+
+    def reader(self, namespace: Optional[str] = None) -> Callable[[str], Any]:
+        """Return a function that looks up a key of `namespace`: its value, or `MISSING`."""
+        namespace = check_namespace(namespace)
+        read = self._read
+        return lambda key: read(check_key(key), namespace)
+
+    def _read(self, key: str, namespace: Optional[str]) -> Any:
+        row = self._database.fetch_one(_GET, (namespace or "", key))
+        if row is None:
+            return MISSING
+        return self._load(row, key, namespace)
+
+    def _load(self, row: Tuple[Any, ...], key: str, namespace: Optional[str]) -> Any:
+        """The value of a row of `_GET`, or `MISSING` where it has expired."""
+        for _ in range(_PATIENCE):
+            value, expires, size, file, digest = row
+            if expires is not None and expires <= time.time() * 1000:
+                return MISSING
+            if file is None:
+                if type(value) is not bytes or len(value) != size:
+                    raise damaged(key, namespace, "the index", "its size is not what was written")
+                break
+            try:
+                value = self._folder.read_file(file, size, key, namespace)
+                break
+            except FileNotFoundError:
+                # Replaced or deleted since the index was read: the index knows what holds now.
+                again = self._database.fetch_one(_GET, (namespace or "", key))
+                if again is None:
+                    return MISSING
+                if again[3] == file:
+                    raise damaged(key, namespace, file, "the file is missing") from None
+                row = again
+        else:
+            raise StoreUnavailableError(
+                f"{where(key, namespace)} was replaced {_PATIENCE} times while it was read. "
+                "Try again."
+            )
+        if self._verify and digest is not None and digest != _digest(key, value):
+            raise damaged(key, namespace, file or "the index", "its checksum does not fit")
+        return self._decode(value, key, namespace)
+
+    def exists(self, key: str, namespace: Optional[str] = None) -> bool:
+        """Return whether `key` is there. Its value is not read."""
+        return self._expiry(key, namespace) is not None
+
+    def ttl(self, key: str, namespace: Optional[str] = None) -> Optional[float]:
+        """Return the seconds that `key` has left, to the millisecond; ``None``: no expiry."""
+        row = self._expiry(key, namespace)
+        if row is None:
+            raise KeyNotFoundError(key, namespace)
+        if row[0] is None:
+            return None
+        return max(0.001, round(row[0] / 1000 - time.time(), 3))
+
+    def _expiry(self, key: str, namespace: Optional[str]) -> Optional[Tuple[Any, ...]]:
+        key, namespace = check_key(key), check_namespace(namespace)
+        return self._database.fetch_one(_EXPIRES, (namespace or "", key, _now()))
+
+    def keys(self, namespace: Optional[str] = None, pattern: str = "*") -> List[str]:
+        """Return the keys that match `pattern`, from one consistent look."""
+        matches = matcher(pattern)
+        namespace = check_namespace(namespace)
+        condition, limits = _between(literal_prefix(pattern))
+        # Answered from the index alone, without reading values: hence the subquery instead of a
+        # look at each entry's expiry.
+        rows = self._database.fetch(
+            f"SELECT key FROM entries WHERE ns = {_NS}{condition} AND id NOT IN "
+            "(SELECT id FROM entries WHERE expires <= ?)",
+            (namespace or "", *limits, _now()),
+        )
+        return [key for (key,) in rows if matches is None or matches(key)]
+
+    def iter_keys(self, namespace: Optional[str] = None, pattern: str = "*") -> Iterator[str]:
+        """Like `keys`, a page at a time; nothing is held open between two keys."""
+        matches = matcher(pattern)
+        namespace = check_namespace(namespace)
+        condition, limits = _between(literal_prefix(pattern))
+
+        def pages() -> Iterator[str]:
+            # Sorted, so that the next page starts where this one ended, whatever changed.
+            after, sign = "", ">="
+            while True:
+                rows = self._database.fetch(
+                    f"SELECT key FROM entries WHERE ns = {_NS}{condition} AND key {sign} ? "
+                    "AND id NOT IN (SELECT id FROM entries WHERE expires <= ?) "
+                    f"ORDER BY key LIMIT {_PAGE}",
+                    (namespace or "", *limits, after, _now()),
+                )
+                for (key,) in rows:
+                    if matches is None or matches(key):
+                        yield key
+                if len(rows) < _PAGE:
+                    return
+                after, sign = rows[-1][0], ">"
+
+        return pages()
+
+    def list_namespaces(self) -> List[str]:
+        """Return the named namespaces that hold a live key."""
+        rows = self._database.fetch(
+            "SELECT name FROM namespaces WHERE name <> '' AND EXISTS (SELECT 1 FROM entries "
+            f"WHERE ns = namespaces.id AND {_LIVE})",
+            (_now(),),
+        )
+        return [name for (name,) in rows]
+
+    def get_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> Dict[str, Any]:
+        """Return the values of those `keys` that are there; one statement for 500 of them."""
+        wanted, namespace = check_keys(keys), check_namespace(namespace)
+        rows: Dict[str, Tuple[Any, ...]] = {}
+        for start in range(0, len(wanted), _BATCH):
+            batch = wanted[start : start + _BATCH]
+            marks = ",".join("?" * len(batch))
+            for row in self._database.fetch(
+                "SELECT key, value, expires, size, file, digest FROM entries "
+                f"WHERE ns = {_NS} AND key IN ({marks})",
+                (namespace or "", *batch),
+            ):
+                rows[row[0]] = row[1:]
+        loaded = ((k, self._load(rows[k], k, namespace)) for k in wanted if k in rows)
+        return {key: value for key, value in loaded if value is not MISSING}
+
+    # ------------------------------------------------------------------ writing
+
+    def set(
+        self, key: str, value: Any, namespace: Optional[str] = None, ttl: Optional[TTL] = None
+    ) -> None:
+        """Store `value` under `key`, in place of what was there and of its ttl.
+
+        When it returns, the value is safe from ``kill -9``; with ``durable=True`` from a power cut.
+        """
+        key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
+        data = self._encode(value, key, namespace)
+        expires = _deadline(milliseconds)
+        if len(data) >= self._spill_threshold:
+            self._set_file(key, data, namespace, expires, only_new=False)
+            return
+        _, changes = self._insert(_SET, self._row(key, data, namespace, expires), namespace)
+        self._cleaner.after_write(len(data), changes > 1)
+
+    def add(
+        self, key: str, value: Any, namespace: Optional[str] = None, ttl: Optional[TTL] = None
+    ) -> bool:
+        """Store `value` only if `key` is absent; return whether it was stored. Atomic."""
+        key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
+        data = self._encode(value, key, namespace)
+        expires = _deadline(milliseconds)
+        if len(data) >= self._spill_threshold:
+            # The file is written in vain when the key is there: look first.
+            if self._expiry(key, namespace) is not None:
+                return False
+            return self._set_file(key, data, namespace, expires, only_new=True)
+        row = (*self._row(key, data, namespace, expires), _now())
+        added, changes = self._insert(_ADD, row, namespace)
+        self._cleaner.after_write(len(data), changes > 1)
+        return added > 0
+
+    def set_many(
+        self, mapping: Mapping[str, Any], namespace: Optional[str] = None, ttl: Optional[TTL] = None
+    ) -> None:
+        """Store every item of `mapping` with the same ttl; 500 to a transaction."""
+        items = {check_key(key): value for key, value in dict(mapping).items()}
+        namespace, milliseconds = check_namespace(namespace), check_ttl(ttl)
+        encoded = [(key, self._encode(value, key, namespace)) for key, value in items.items()]
+        expires = _deadline(milliseconds)
+        small = [item for item in encoded if len(item[1]) < self._spill_threshold]
+        for start in range(0, len(small), _BATCH):
+            rows = [self._row(k, d, namespace, expires) for k, d in small[start : start + _BATCH]]
+            garbage = self._insert_rows(rows, namespace)
+            self._cleaner.after_write(sum(row[3] for row in rows), garbage)
+        for key, data in encoded:
+            if len(data) >= self._spill_threshold:
+                self._set_file(key, data, namespace, expires, only_new=False)
+
+    def _row(
+        self, key: str, data: bytes, namespace: Optional[str], expires: Optional[int]
+    ) -> Tuple[Any, ...]:
+        digest = _digest(key, data) if self._verify else None
+        return namespace or "", key, expires, len(data), data, digest
+
+    def _insert(
+        self, sql: str, row: Tuple[Any, ...], namespace: Optional[str]
+    ) -> Tuple[int, int]:
+        while True:
+            try:
+                return self._database.write(sql, row)
+            except StoreUnavailableError as error:
+                # entries.ns is NULL: the namespace is not there, or not any more.
+                if not isinstance(error.__cause__, sqlite3.IntegrityError):
+                    raise
+            self._make_namespace(namespace)
+
+    def _insert_rows(self, rows: List[Tuple[Any, ...]], namespace: Optional[str]) -> bool:
+        """Store a batch in one transaction; did it leave garbage?"""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            before = connection.total_changes
+            connection.executemany(_SET, rows)
+            return connection.total_changes - before > len(rows)
+
+        while True:
+            try:
+                return self._database.transaction(work)
+            except StoreUnavailableError as error:
+                if not isinstance(error.__cause__, sqlite3.IntegrityError):
+                    raise
+            self._make_namespace(namespace)
+
+    def _make_namespace(self, namespace: Optional[str]) -> str:
+        """The folder of a namespace, made and entered into the index where there is none."""
+        row = self._find_folder(namespace)
+        if row is not None:
+            return row
+        folder = self._folder.make_namespace(namespace, self._serializer_name)
+        made, _ = self._database.write(
+            "INSERT OR IGNORE INTO namespaces(name, folder) VALUES(?, ?)", (namespace or "", folder)
+        )
+        if made:
+            return folder
+        # Another thread or process was faster.
+        self._folder.remove_namespace(folder)
+        return self._make_namespace(namespace)
+
+    def _find_folder(self, namespace: Optional[str]) -> Optional[str]:
+        row = self._database.fetch_one(
+            "SELECT folder FROM namespaces WHERE name = ?", (namespace or "",)
+        )
+        return None if row is None else str(row[0])
+
+    def _set_file(
+        self,
+        key: str,
+        data: bytes,
+        namespace: Optional[str],
+        expires: Optional[int],
+        *,
+        only_new: bool,
+    ) -> bool:
+        """Store a large value: the file first, then the entry that names it."""
+        digest = _digest(key, data) if self._verify else None
+        sql = _SET_FILE + (" WHERE entries.expires <= ?" if only_new else "")
+        for _ in range(_PATIENCE):
+            folder = self._make_namespace(namespace)
+            file = self._folder.new_file(folder)
+            # Announced before it is written: should this process die, the file is found and goes.
+            self._database.write("INSERT INTO garbage VALUES(?, ?)", (file, _now()))
+            try:
+                self._folder.write_file(file, data)
+            except FileNotFoundError:
+                continue  # the namespace was cleared meanwhile
+            except BaseException:
+                self._cleaner.discard(file)
+                raise
+            row = (key, expires, len(data), digest, file, namespace or "", folder)
+            if only_new:
+                row += (_now(),)
+
+            def enter(
+                connection: sqlite3.Connection,
+                file: str = file,
+                row: Tuple[Any, ...] = row,
+            ) -> Tuple[bool, bool]:
+                before = connection.total_changes
+                # Gone from the list: this process was stopped for so long that the file was
+                # taken for a dead writer's.
+                if not connection.execute("DELETE FROM garbage WHERE file = ?", (file,)).rowcount:
+                    return False, False
+                if not connection.execute(sql, row).rowcount:
+                    connection.execute("INSERT INTO garbage VALUES(?, 0)", (file,))
+                    return False, True
+                return True, connection.total_changes - before > 2
+
+            try:
+                entered, garbage = self._database.transaction(enter)
+            except BaseException:
+                self._cleaner.discard(file)
+                raise
+            self._cleaner.after_write(len(data), garbage)
+            if entered:
+                return True
+            if only_new and self._expiry(key, namespace) is not None:
+                return False
+        raise StoreUnavailableError(
+            f"{where(key, namespace)} could not be stored: the namespace was cleared again and "
+            "again meanwhile. Try again."
+        )
+
+    def touch(self, key: str, namespace: Optional[str] = None, ttl: Optional[TTL] = None) -> bool:
+        """Give `key` a new ttl and keep its value; return whether it was there. Atomic."""
+        key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
+        touched, _ = self._database.write(
+            f"UPDATE entries SET expires = ? WHERE ns = {_NS} AND key = ? AND {_LIVE}",
+            (_deadline(milliseconds), namespace or "", key, _now()),
+        )
+        return touched > 0
+
+    def delete(self, key: str, namespace: Optional[str] = None) -> bool:
+        """Delete `key` and return whether it was there. Atomic."""
+        key, namespace = check_key(key), check_namespace(namespace)
+        deleted, changes = self._cleaner.write(_DELETE, (namespace or "", key, _now()))
+        if changes > 1:
+            self._cleaner.collect()
+        return deleted > 0
+
+    def delete_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> int:
+        """Delete `keys` and return how many of them were there; one statement for 500 of them."""
+        wanted, namespace = check_keys(keys), check_namespace(namespace)
+        deleted = 0
+        for start in range(0, len(wanted), _BATCH):
+            batch = wanted[start : start + _BATCH]
+            marks = ",".join("?" * len(batch))
+            rows, changes = self._cleaner.write(
+                f"DELETE FROM entries WHERE ns = {_NS} AND key IN ({marks}) AND {_LIVE}",
+                (namespace or "", *batch, _now()),
+            )
+            deleted += rows
+            if changes > rows:
+                self._cleaner.collect()
+        return deleted
+
+    def pop(self, key: str, namespace: Optional[str] = None, *, default: Any = MISSING) -> Any:
+        """Delete `key` and return its value. Atomic: of many callers exactly one gets it."""
+        key, namespace = check_key(key), check_namespace(namespace)
+        while True:
+            row = self._database.fetch_one(_GET, (namespace or "", key))
+            # Read before it is deleted: what can't be read stays where it is.
+            value = MISSING if row is None else self._load(row, key, namespace)
+            if row is None or value is MISSING:
+                if default is MISSING:
+                    raise KeyNotFoundError(key, namespace)
+                return default
+            deleted, changes = self._cleaner.write(
+                f"{_DELETE} AND value IS ? AND file IS ?",
+                (namespace or "", key, _now(), row[0], row[3]),
+            )
+            if changes > 1:
+                self._cleaner.collect()
+            if deleted:
+                return value
+            # Somebody was faster: look again.
+
+    def clear_namespace(self, namespace: Optional[str]) -> int:
+        """Delete everything in `namespace` and return how many live keys went.
+
+        Atomic: the name is taken off its entries in one step. The entries themselves go in small
+        transactions after that, so that nobody else waits for a large namespace.
+        """
+        namespace = check_namespace(namespace)
+        now = _now()
+
+        def drop(connection: sqlite3.Connection) -> Optional[int]:
+            row = connection.execute(
+                "SELECT id, folder FROM namespaces WHERE name = ?", (namespace or "",)
+            ).fetchone()
+            if row is None:
+                return None
+            connection.execute("INSERT INTO dropped VALUES(?, ?, ?)", (*row, now))
+            connection.execute("DELETE FROM namespaces WHERE id = ?", row[:1])
+            return int(row[0])
+
+        number = self._cleaner.transaction(drop)
+        if number is None:
+            return 0
+        row = self._database.fetch_one(
+            "SELECT count(*) - (SELECT count(*) FROM entries WHERE expires <= ? AND ns = ?) "
+            "FROM entries WHERE ns = ?",
+            (now, number, number),
+        )
+        self._cleaner.empty(number)
+        return 0 if row is None else int(row[0])
+
+    # ------------------------------------------------------------------ upkeep
+
+    def purge(self) -> int:
+        """Delete everything that has expired, and what killed writers left; return how many went.
+
+        Writers do this little by little; call it to have it done now, for example from cron.
+        """
+        return self._cleaner.purge()
+
+    def check(self, *, repair: bool = False) -> List[Damage]:
+        """Read everything and return what is damaged.
+
+        Args:
+            repair: Set the damage aside: damaged entries are deleted, and a damaged database is
+                moved to ``damaged-...`` inside the folder after all that can still be read was
+                copied into a new one. No other process may use the store meanwhile.
+        """
+        from .repair import check
+
+        return check(self, repair=repair)
+
+    def close(self) -> None:
+        """Close the connections. Every operation after this raises `StoreClosedError`."""
+        self._database.close()
+
+    def _lease(self, key: str, namespace: Optional[str], ttl_ms: int) -> Lease:
+        return DiskLease(self._database, key, namespace, ttl_ms)
+
+
+def _open_again(kind: type, path: str, options: Dict[str, Any]) -> Any:
+    return kind(path, **options)
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _deadline(milliseconds: Optional[int]) -> Optional[int]:
+    # One more than the whole milliseconds of now: never early, at most one millisecond late.
+    return None if milliseconds is None else _now() + milliseconds + 1
+
+
+def _digest(key: str, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(key.encode("utf-8")))
+
+
+def _between(prefix: str) -> Tuple[str, Tuple[str, ...]]:
+    """A condition on `key` that what starts with `prefix` meets, by the order of code points."""
+    # SQLite compares UTF-8 byte by byte, which is the order of code points. What follows all keys
+    # with this prefix is the prefix with its last character raised by one.
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return (" AND key >= ?", (prefix,)) if prefix else ("", ())
+    last = ord(stem[-1]) + 1
+    if 0xD800 <= last <= 0xDFFF:  # surrogates are no characters
+        last = 0xE000
+    return " AND key >= ? AND key < ?", (prefix, stem[:-1] + chr(last))

@@ -1,0 +1,526 @@
+"""`MemoryKVStore`: dictionaries, expiry, and an eviction policy."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+
+from . import forking
+from .eviction import CHUNK, DEADLINE, HITS, KEY, MOST_HITS, S3FIFO, TABLE, VALUE, Evictable
+from .exceptions import KeyNotFoundError, StoreClosedError
+from .protocol import KVStoreProtocol, check_keys
+from .rules import MISSING, TTL, check_key, check_namespace, check_ttl, matcher
+from .serializers import Codec
+
+if TYPE_CHECKING:
+    from .aio import AsyncKVStore
+    from .serializers import SerializerLike
+
+__all__ = ["MemoryKVStore"]
+
+# How many dead entries a write takes along. More than one, so that sweeping outruns writing.
+_SWEPT_PER_WRITE = 4
+
+# Keys a chunk: few enough that tidying one is over in a fraction of a millisecond.
+_CHUNK = 1024
+
+# How many dead keys a chunk may hold before it is worth tidying.
+_TOLERATED = 32
+
+
+class _Chunk:
+    """Up to `_CHUNK` keys of one table whose deadlines lie in one stretch of time.
+
+    A key in it counts only while its entry names this chunk; `dead` of them no longer do.
+    """
+
+    __slots__ = ("dead", "keys", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.keys: List[str] = []
+        self.dead = 0
+
+
+class _Table(Dict[str, Any]):
+    """The entries of one namespace: key to entry.
+
+    An entry is ``(value, None)``, or ``(value, deadline, number of its chunk)``, or in a bounded
+    store an `Evictable`. The chunk goes by number, not by reference: the garbage collector need not
+    follow a tuple of text and numbers, and with a million entries that is felt.
+
+    `chunks` are all chunks by number, `open` those that still take keys, by stretch of time. `bound`
+    says that a reader holds on to this very table.
+    """
+
+    __slots__ = ("bound", "chunks", "name", "open")
+
+    def __init__(self, name: Optional[str]) -> None:
+        super().__init__()
+        self.name = name
+        self.bound = False
+        self.chunks: Dict[int, _Chunk] = {}
+        self.open: Dict[int, _Chunk] = {}
+
+    def __reduce__(self) -> Any:
+        raise TypeError("The tables of a MemoryKVStore do not pickle.")
+
+
+class _Closed(Dict[Optional[str], _Table]):
+    """Stands in for the tables of a closed store, so that an open one need not ask."""
+
+    __slots__ = ()
+
+    def _refuse(self, *args: object) -> Any:
+        raise StoreClosedError("This MemoryKVStore is closed. Make a new one.")
+
+    __getitem__ = get = values = items = _refuse
+
+
+class MemoryKVStore(KVStoreProtocol, forking.Forkable):
+    """A store in this process's memory. Gone when the process ends.
+
+    Values are kept as the very objects that were stored: who changes a list after storing it
+    changes what is stored. With `serializer=` every reader gets a copy of its own.
+
+    Args:
+        maxsize: The most entries to hold, over all namespaces; ``None``: no limit. When it is
+            reached, S3-FIFO (see `kv_store_adapter.eviction`) chooses what leaves.
+        serializer: An object with ``dumps`` and ``loads`` to keep values as bytes, for isolation;
+            ``None``: keep the objects.
+
+    Notes:
+        *Threads.* Reads take no lock; changes take one ``threading.RLock`` for a few microseconds.
+        *Processes.* Each has its own: a fork starts with a copy. Does not pickle.
+        *Expiry.* Every write takes a few expired entries along, so memory is freed without a
+        background thread, and without a pause.
+
+    Example:
+        >>> store = MemoryKVStore()
+        >>> store.set("greeting", "hello", ttl=60)
+        >>> store.get("greeting")
+        'hello'
+    """
+
+    def __init__(
+        self, *, maxsize: Optional[int] = None, serializer: Optional[SerializerLike] = None
+    ) -> None:
+        if maxsize is not None:
+            if isinstance(maxsize, bool) or not isinstance(maxsize, int):
+                raise TypeError(f"maxsize is an int or None, not {type(maxsize).__name__}.")
+            if maxsize < 1:
+                raise ValueError(f"maxsize is at least 1, or None for no limit, not {maxsize}.")
+        self._lock = threading.RLock()
+        self._tables: Dict[Optional[str], _Table] = {}
+        self._policy = None if maxsize is None else S3FIFO(maxsize)
+        self._codec = None if serializer is None else Codec(serializer)
+        # (end of its stretch of time, chunk's number, name of the stretch, table), soonest first.
+        self._due: List[Tuple[float, int, int, _Table]] = []
+        self._due_next = float("inf")
+        self._chunks_made = 0
+        self._chunks_alive = 0
+        forking.register(self)
+
+    def __repr__(self) -> str:
+        bound = "" if self._policy is None else f"maxsize={self._policy.maxsize}"
+        return f"{type(self).__name__}({bound})"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A MemoryKVStore lives in one process and does not pickle. Make one in each process, "
+            "or use DiskKVStore or RedisKVStore to share entries."
+        )
+
+    # ------------------------------------------------------------------ reading, without a lock
+
+    def get(self, key: str, namespace: Optional[str] = None, *, default: Any = MISSING) -> Any:
+        """Return the value of `key`: the object itself, or a copy if there is a serializer.
+
+        Args:
+            key: The key.
+            namespace: ``None`` is the default namespace.
+            default: What to return when the key is absent.
+
+        Raises:
+            KeyNotFoundError: The key is absent and no `default` was given.
+        """
+        if type(key) is str and (namespace is None or type(namespace) is str):
+            try:
+                entry = self._tables[namespace][key]
+            except KeyError:
+                # Only what could be stored is absent; the rest is refused.
+                check_key(key)
+                check_namespace(namespace)
+                entry = None
+        else:
+            entry = self._entry(key, namespace)
+        if entry is not None:
+            deadline = entry[1]
+            if deadline is None or deadline > time.time():
+                if self._policy is not None and entry[HITS] < MOST_HITS:
+                    entry[HITS] += 1
+                if self._codec is None:
+                    return entry[0]
+                return self._codec.decode(entry[0], key, namespace)
+        if default is MISSING:
+            raise KeyNotFoundError(key, namespace)
+        return default
+
+    def _entry(self, key: Any, namespace: Any) -> Any:
+        """The entry of an unchecked key, expired or not; ``None`` where there is none."""
+        key, namespace = check_key(key), check_namespace(namespace)
+        table = self._tables.get(namespace)
+        return None if table is None else table.get(key)
+
+    def _live(self, key: Any, namespace: Any) -> Any:
+        entry = self._entry(key, namespace)
+        if entry is None or (entry[DEADLINE] is not None and entry[DEADLINE] <= time.time()):
+            return None
+        return entry
+
+    def exists(self, key: str, namespace: Optional[str] = None) -> bool:
+        """Return whether `key` is there. Does not count as a use for eviction."""
+        return self._live(key, namespace) is not None
+
+    def ttl(self, key: str, namespace: Optional[str] = None) -> Optional[float]:
+        """Return the seconds that `key` has left, to the millisecond; ``None``: no expiry."""
+        entry = self._live(key, namespace)
+        if entry is None:
+            raise KeyNotFoundError(key, namespace)
+        deadline = entry[DEADLINE]
+        # Rounded, because (now + 30) - now may come out a hair above 30.
+        return None if deadline is None else max(0.001, round(deadline - time.time(), 3))
+
+    def keys(self, namespace: Optional[str] = None, pattern: str = "*") -> List[str]:
+        """Return the keys that match `pattern`, in the order they were first stored."""
+        matches = matcher(pattern)
+        table = self._tables.get(check_namespace(namespace))
+        if not table:
+            return []
+        now = time.time()
+        # list() of a dictionary's items is one step of the interpreter: no thread comes between.
+        return [
+            key
+            for key, entry in list(table.items())
+            if (entry[1] is None or entry[1] > now) and (matches is None or matches(key))
+        ]
+
+    def list_namespaces(self) -> List[str]:
+        """Return the named namespaces that hold a live key."""
+        now = time.time()
+        return [
+            name
+            for name, table in list(self._tables.items())
+            if name is not None and any(e[1] is None or e[1] > now for e in list(table.values()))
+        ]
+
+    def get_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> Dict[str, Any]:
+        """Return the values of those `keys` that are there."""
+        read = self.reader(namespace)
+        found = ((key, read(key)) for key in check_keys(keys))
+        return {key: value for key, value in found if value is not MISSING}
+
+    def reader(self, namespace: Optional[str] = None) -> Callable[[str], Any]:
+        """Return a function that looks up a key of `namespace`: its value, or `MISSING`.
+
+        The function reads the namespace's own dictionary: about three dictionary look-ups' time.
+        """
+        namespace = check_namespace(namespace)
+        with self._lock:
+            table = self._tables.get(namespace)
+            if table is None:
+                table = self._tables[namespace] = _Table(namespace)
+            # From now on this table is emptied, never replaced.
+            table.bound = True
+        find = table.get
+        bounded, codec = self._policy is not None, self._codec
+
+        def read(key: str) -> Any:
+            entry = find(key)
+            if entry is None:
+                if self._tables.__class__ is _Closed:
+                    self._tables.get(namespace)  # raises
+                return MISSING
+            deadline = entry[1]
+            if deadline is not None and deadline <= time.time():
+                return MISSING
+            if bounded and entry[HITS] < MOST_HITS:
+                entry[HITS] += 1
+            return entry[0] if codec is None else codec.decode(entry[0], key, namespace)
+
+        return read
+
+    # ------------------------------------------------------------------ changing, under the lock
+
+    def set(
+        self, key: str, value: Any, namespace: Optional[str] = None, ttl: Optional[TTL] = None
+    ) -> None:
+        """Store `value` under `key`, in place of what was there and of its ttl."""
+        key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
+        if self._codec is not None:
+            value = self._codec.encode(value, key, namespace)
+        with self._lock:
+            self._put(key, value, namespace, milliseconds)
+
+    def add(
+        self, key: str, value: Any, namespace: Optional[str] = None, ttl: Optional[TTL] = None
+    ) -> bool:
+        """Store `value` only if `key` is absent; return whether it was stored. Atomic."""
+        key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
+        if self._codec is not None:
+            value = self._codec.encode(value, key, namespace)
+        with self._lock:
+            if self._live(key, namespace) is not None:
+                return False
+            self._put(key, value, namespace, milliseconds)
+            return True
+
+    def set_many(
+        self, mapping: Mapping[str, Any], namespace: Optional[str] = None, ttl: Optional[TTL] = None
+    ) -> None:
+        """Store every item of `mapping` with the same ttl. Atomic for each key."""
+        items = {check_key(key): value for key, value in dict(mapping).items()}
+        namespace, milliseconds = check_namespace(namespace), check_ttl(ttl)
+        if self._codec is not None:
+            items = {k: self._codec.encode(value, k, namespace) for k, value in items.items()}
+        for key, value in items.items():
+            # The lock is taken anew for each key: a large batch holds nobody up.
+            with self._lock:
+                self._put(key, value, namespace, milliseconds)
+
+    def touch(self, key: str, namespace: Optional[str] = None, ttl: Optional[TTL] = None) -> bool:
+        """Give `key` a new ttl and keep its value; return whether it was there. Atomic."""
+        key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
+        with self._lock:
+            entry = self._live(key, namespace)
+            if entry is None:
+                return False
+            self._put(key, entry[VALUE], namespace, milliseconds)
+            return True
+
+    def delete(self, key: str, namespace: Optional[str] = None) -> bool:
+        """Delete `key` and return whether it was there. Atomic."""
+        key, namespace = check_key(key), check_namespace(namespace)
+        with self._lock:
+            table = self._tables.get(namespace)
+            entry = None if table is None else table.get(key)
+            if table is None or entry is None:
+                return False
+            self._drop(table, key, entry)
+            return entry[DEADLINE] is None or entry[DEADLINE] > time.time()
+
+    def delete_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> int:
+        """Delete `keys` and return how many of them were there. Atomic for each key."""
+        return sum(self.delete(key, namespace) for key in check_keys(keys))
+
+    def pop(self, key: str, namespace: Optional[str] = None, *, default: Any = MISSING) -> Any:
+        """Delete `key` and return its value. Atomic: of many callers exactly one gets it."""
+        key, namespace = check_key(key), check_namespace(namespace)
+        while True:
+            entry = self._live(key, namespace)
+            if entry is None:
+                if default is MISSING:
+                    raise KeyNotFoundError(key, namespace)
+                return default
+            value = entry[VALUE]
+            # Read first, outside the lock: what can't be read stays where it is.
+            loaded = value if self._codec is None else self._codec.decode(value, key, namespace)
+            with self._lock:
+                table = self._tables.get(namespace)
+                # Still the same entry with the same value? Otherwise somebody was faster.
+                if table is not None and table.get(key) is entry and entry[VALUE] is value:
+                    self._drop(table, key, entry)
+                    return loaded
+
+    def clear_namespace(self, namespace: Optional[str]) -> int:
+        """Delete everything in `namespace` and return how many live keys went. Atomic."""
+        namespace = check_namespace(namespace)
+        with self._lock:
+            table = self._tables.get(namespace)
+            if table is None:
+                return 0
+            now = time.time()
+            gone = list(table.values())
+            if self._policy is not None:
+                for entry in gone:
+                    self._policy.forget(entry)
+            table.clear()
+            self._forget_chunks(table)
+            if not table.bound:
+                del self._tables[namespace]
+        # The values die here, outside the lock: their __del__ may do anything.
+        return sum(entry[DEADLINE] is None or entry[DEADLINE] > now for entry in gone)
+
+    def close(self) -> None:
+        """Let go of all entries. Everything after this raises `StoreClosedError`."""
+        with self._lock:
+            tables, self._tables = self._tables, _Closed()
+            self._due, self._due_next = [], float("inf")
+            if self._policy is not None:
+                self._policy = S3FIFO(self._policy.maxsize)
+            for table in dict.values(tables):
+                table.clear()
+
+    @property
+    def aio(self) -> AsyncKVStore:
+        """The same operations, awaitable. They answer at once, on the event loop's own thread."""
+        from .aio import InlineAsyncStore
+
+        return InlineAsyncStore(self)
+
+    # ------------------------------------------------------------------ under the lock
+
+    def _put(
+        self, key: str, value: Any, namespace: Optional[str], milliseconds: Optional[int]
+    ) -> None:
+        table = self._tables.get(namespace)
+        if table is None:
+            table = self._tables[namespace] = _Table(namespace)
+        now = time.time()
+        old = table.get(key)
+        deadline = None if milliseconds is None else now + milliseconds / 1000
+        # The chunk that has the old deadline is swept then, finds the key alive, and passes it on:
+        # storing the same key over and over notes it once.
+        kept = (
+            old is not None
+            and deadline is not None
+            and old[DEADLINE] is not None
+            and old[DEADLINE] <= deadline
+        )
+        if kept:
+            number = old[CHUNK]
+        elif milliseconds is None:
+            number = None
+        else:
+            number = self._note(table, key, int(now * 1000) + milliseconds, milliseconds)
+        abandoned = None if old is None or kept or old[DEADLINE] is None else old[CHUNK]
+        if self._policy is None:
+            table[key] = (value, None) if deadline is None else (value, deadline, number)
+        elif old is None:
+            entry = table[key] = Evictable((value, deadline, number, 0, key, table, False))
+            self._policy.admit(entry)
+        else:
+            # In this order: a reader takes the deadline first, so it never pairs a new deadline
+            # with an old value.
+            old[VALUE] = value
+            old[CHUNK] = number
+            old[DEADLINE] = deadline
+            if old[HITS] < MOST_HITS:
+                old[HITS] += 1
+        if abandoned is not None:
+            self._abandon(table, abandoned)
+        if now >= self._due_next:
+            self._sweep(now)
+        if self._policy is not None:
+            self._make_room(self._policy)
+
+    def _make_room(self, policy: S3FIFO) -> None:
+        victim = policy.evict()
+        while victim is not None:
+            self._remove(victim[TABLE], victim[KEY], victim)
+            victim = policy.evict()
+
+    def _drop(self, table: _Table, key: str, entry: Any) -> None:
+        if self._policy is not None:
+            self._policy.forget(entry)
+        self._remove(table, key, entry)
+
+    def _remove(self, table: _Table, key: str, entry: Any) -> None:
+        del table[key]
+        if table or table.bound:
+            if entry[DEADLINE] is not None:
+                self._abandon(table, entry[CHUNK])
+        else:
+            self._forget_chunks(table)
+            del self._tables[table.name]
+
+    # Expiry. A heap with an item an entry would cost 72 bytes each. Instead keys that expire are
+    # noted in chunks by deadline, each stretch of time an eighth of the ttl (rounded to a power of
+    # two) wide: 17 bytes a key. A chunk is swept after its last deadline, a few keys a write.
+
+    def _note(self, table: _Table, key: str, deadline_ms: int, ttl_ms: int) -> int:
+        """Put `key` into a chunk that is swept soon after its deadline; return its number."""
+        level = max(0, ttl_ms.bit_length() - 4)
+        stretch = deadline_ms >> level << 6 | level
+        chunk = table.open.get(stretch)
+        if chunk is None or len(chunk.keys) >= _CHUNK:
+            self._chunks_made += 1
+            self._chunks_alive += 1
+            chunk = _Chunk(self._chunks_made)
+            table.chunks[chunk.number] = table.open[stretch] = chunk
+            end = ((deadline_ms >> level) + 1 << level) / 1000
+            heapq.heappush(self._due, (end, chunk.number, stretch, table))
+            self._due_next = self._due[0][0]
+        chunk.keys.append(key)
+        return chunk.number
+
+    def _abandon(self, table: _Table, number: int) -> None:
+        """An entry that named this chunk no longer does. Tidy the chunk when most of it is dead."""
+        chunk = table.chunks.get(number)
+        if chunk is None:
+            return
+        chunk.dead += 1
+        if chunk.dead > _TOLERATED and chunk.dead * 2 > len(chunk.keys):
+            chunk.keys = [
+                key for key in dict.fromkeys(chunk.keys) if self._noted(table, key, number)
+            ]
+            chunk.dead = 0
+
+    @staticmethod
+    def _noted(table: _Table, key: str, number: int) -> bool:
+        entry = table.get(key)
+        return entry is not None and entry[DEADLINE] is not None and entry[CHUNK] == number
+
+    def _sweep(self, now: float) -> None:
+        """Drop a few entries that have expired, and note anew those that were given more time."""
+        left = _SWEPT_PER_WRITE
+        while left and self._due and self._due[0][0] <= now:
+            _end, number, stretch, table = self._due[0]
+            chunk = table.chunks.get(number)
+            while left and chunk is not None and chunk.keys:
+                left -= 1
+                self._sweep_key(table, chunk.keys.pop(), number, now)
+            if chunk is None or not chunk.keys:
+                heapq.heappop(self._due)
+                if table.chunks.pop(number, None) is not None:
+                    self._chunks_alive -= 1
+                if table.open.get(stretch) is chunk:
+                    table.open.pop(stretch, None)
+        self._due_next = self._due[0][0] if self._due else float("inf")
+
+    def _sweep_key(self, table: _Table, key: str, number: int, now: float) -> None:
+        if not self._noted(table, key, number):
+            return
+        entry = table[key]
+        if entry[DEADLINE] <= now:
+            self._drop(table, key, entry)
+            return
+        deadline_ms = int(entry[DEADLINE] * 1000)
+        again = self._note(table, key, deadline_ms, max(1, deadline_ms - int(now * 1000)))
+        if self._policy is None:
+            table[key] = (entry[VALUE], entry[DEADLINE], again)
+        else:
+            entry[CHUNK] = again
+
+    def _forget_chunks(self, table: _Table) -> None:
+        self._chunks_alive -= len(table.chunks)
+        table.chunks.clear()
+        table.open.clear()
+        if len(self._due) > 2 * self._chunks_alive + 64:
+            # Mostly of tables that were cleared: they would stay until they are due.
+            self._due = [item for item in self._due if item[1] in item[3].chunks]
+            heapq.heapify(self._due)
+            self._due_next = self._due[0][0] if self._due else float("inf")
+
+    # ------------------------------------------------------------------ fork
+
+    def _before_fork(self) -> None:
+        self._lock.acquire()
+
+    def _after_fork_in_parent(self) -> None:
+        self._lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        self._lock = threading.RLock()

@@ -1,0 +1,130 @@
+"""The conversation, spoken with await on redis.asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Generator, List, Optional, Tuple
+
+from ..aio import AsyncKVStore
+from ..exceptions import StoreClosedError
+from ..rules import check_namespace, matcher
+from .conversation import Ask
+from .store import first_error, is_final, translate
+
+if TYPE_CHECKING:
+    from .store import RedisKVStore
+
+__all__ = ["RedisAsyncStore"]
+
+
+class RedisAsyncStore(AsyncKVStore):
+    """The operations of a `RedisKVStore` on redis.asyncio, with the plain store's settings.
+
+    Connections belong to the event loop that opened them: each loop gets a client of its own, and
+    those of loops that are closed are let go.
+    """
+
+    _store: RedisKVStore
+
+    def __init__(self, store: RedisKVStore) -> None:
+        super().__init__(store)
+        self._clients: List[Tuple[weakref.ref[asyncio.AbstractEventLoop], Any]] = []
+
+    def _client(self) -> Any:
+        loop = asyncio.get_running_loop()
+        for known, client in self._clients:
+            if known() is loop:
+                return client
+        from redis import asyncio as driver
+
+        store = self._store
+        settings: Dict[str, Any] = dict(store._settings or {})
+        if "retry" in settings:
+            settings["retry"] = _async_retry(settings["retry"])
+        make: Any = driver.Redis if store._url is None else driver.Redis.from_url
+        client = make(**settings) if store._url is None else make(store._url, **settings)
+        # A closed loop can't close its connections any more; the garbage collector does.
+        self._clients = [
+            (known, old)
+            for known, old in self._clients
+            if known() is not None and not known().is_closed()  # type: ignore[union-attr]
+        ]
+        self._clients.append((weakref.ref(loop), client))
+        return client
+
+    async def _run(self, operation: str, *args: Any, **kwargs: Any) -> Any:
+        return await self._speak(getattr(self._store._talk, operation)(*args, **kwargs))
+
+    async def _speak(self, talk: Generator[Ask, List[Any], Any]) -> Any:
+        if self._store._closed:
+            raise StoreClosedError("This RedisKVStore is closed. Make a new one.")
+        client = self._client()
+        try:
+            ask = next(talk)
+            while True:
+                try:
+                    replies = await self._ask(client, ask)
+                except Exception as error:  # redis-py's, hiredis's or the system's: all become ours
+                    ask = talk.throw(translate(error, ask, client))
+                else:
+                    ask = talk.send(replies)
+        except StopIteration as done:
+            return done.value
+
+    async def _ask(self, client: Any, ask: Ask) -> List[Any]:
+        import redis
+
+        try:
+            return await self._ask_once(client, ask)
+        except redis.ConnectionError as error:
+            if not ask.harmless or isinstance(error, redis.TimeoutError) or is_final(error):
+                raise
+            return await self._ask_once(client, ask)
+
+    @staticmethod
+    async def _ask_once(client: Any, ask: Ask) -> List[Any]:
+        if len(ask.commands) == 1:
+            return [await client.execute_command(*ask.commands[0])]
+        async with client.pipeline(transaction=False) as pipeline:
+            for command in ask.commands:
+                pipeline.execute_command(*command)
+            replies = await pipeline.execute(raise_on_error=False)
+        return first_error(replies)
+
+    async def iter_keys(
+        self, namespace: Optional[str] = None, pattern: str = "*"
+    ) -> AsyncIterator[str]:
+        """Like `keys`, a step of SCAN at a time."""
+        matches = matcher(pattern)
+        namespace = check_namespace(namespace)
+        seen = set()
+        cursor: Any = 0
+        while True:
+            page: List[str]
+            cursor, page = await self._speak(
+                self._store._talk.page(cursor, namespace, pattern, None)
+            )
+            for key in page:
+                if key not in seen and (matches is None or matches(key)):
+                    seen.add(key)
+                    yield key
+            if not cursor:
+                return
+
+    async def close(self) -> None:
+        """Close the store, plain and async."""
+        loop = asyncio.get_running_loop()
+        for known, client in self._clients:
+            if known() is loop:
+                # The method was renamed in redis-py 5.
+                await getattr(client, "aclose", client.close)()
+        self._clients = []
+        await super().close()
+
+
+def _async_retry(retry: Any) -> Any:
+    """redis.asyncio has a class of its own for the same settings."""
+    from redis.asyncio.retry import Retry
+
+    return Retry(retry._backoff, retry._retries)
