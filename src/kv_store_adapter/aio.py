@@ -260,6 +260,13 @@ class AsyncView(AsyncKVStore):
     async def _call(self, function: Callable[[], Any]) -> Any:
         return await self._below._call(function)
 
+    async def iter_keys(
+        self, namespace: Optional[str] = None, pattern: str = "*"
+    ) -> AsyncIterator[str]:
+        """Like `keys`, a key at a time, as the store below does it."""
+        async for key in self._below.iter_keys(self._store._full(namespace), pattern):
+            yield key
+
     async def list_namespaces(self) -> List[str]:
         """Return the namespaces nested in this one, by their names in here."""
         names = await self._below.list_namespaces()

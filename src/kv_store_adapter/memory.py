@@ -16,6 +16,7 @@ from .serializers import Codec
 
 if TYPE_CHECKING:
     from .aio import AsyncKVStore
+    from .leases import Lease
     from .serializers import SerializerLike
 
 __all__ = ["MemoryKVStore"]
@@ -103,6 +104,8 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         >>> store.get("greeting")
         'hello'
     """
+
+    waits = False
 
     def __init__(
         self, *, maxsize: Optional[int] = None, serializer: Optional[SerializerLike] = None
@@ -242,7 +245,9 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             if entry is None:
                 if self._tables.__class__ is _Closed:
                     self._tables.get(namespace)  # raises
-                return MISSING
+                # Only what could be stored is absent; the rest is refused.
+                plain = check_key(key)
+                return MISSING if plain is key else read(plain)
             deadline = entry[1]
             if deadline is not None and deadline <= time.time():
                 return MISSING
@@ -352,6 +357,10 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
                 del self._tables[namespace]
         # The values die here, outside the lock: their __del__ may do anything.
         return sum(entry[DEADLINE] is None or entry[DEADLINE] > now for entry in gone)
+
+    def _lease(self, key: str, namespace: Optional[str], ttl_ms: int) -> Lease:
+        self._tables.get(namespace)  # raises when the store is closed
+        return super()._lease(key, namespace, ttl_ms)
 
     def close(self) -> None:
         """Let go of all entries. Everything after this raises `StoreClosedError`."""

@@ -67,6 +67,11 @@ class NamespaceView(KVStoreProtocol):
         self._closed = False
 
     @property
+    def waits(self) -> bool:  # type: ignore[override]  # a plain attribute of stores
+        """Whether operations may wait, as those of the store below do."""
+        return self._store.waits
+
+    @property
     def name(self) -> str:
         """The full name of the namespace, as the store below knows it."""
         return self._name

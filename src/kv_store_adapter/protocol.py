@@ -56,6 +56,10 @@ class KVStoreProtocol(ABC):
         among the threads that share one store object, unless a backend does better; ours do.
     """
 
+    #: Whether operations may wait for a disk or a network. ``False`` only for a store that always
+    #: answers at once, so that coroutines may call it on the event loop's thread.
+    waits: bool = True
+
     # ------------------------------------------------------------------ what a backend writes
 
     @abstractmethod

@@ -1,0 +1,236 @@
+"""`cached`: the decorator, and what it refuses."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Optional, Tuple, Union
+
+from ..keys import qualified_name, text_of
+from ..namespace import root_of
+from ..protocol import KVStoreProtocol, check_lease
+from ..rules import TTL, check_namespace
+from .flow import Flow, Options
+from .freshness import Freshness
+
+if TYPE_CHECKING:
+    from .surface import Decorator
+
+__all__ = ["cached"]
+
+
+def cached(
+    store: KVStoreProtocol,
+    *,
+    ttl: Union[TTL, Callable[..., Optional[TTL]], None] = None,
+    namespace: Optional[str] = None,
+    key: Union[str, Callable[..., str], None] = None,
+    ignore: Iterable[str] = (),
+    version: Union[str, int, None] = None,
+    jitter: float = 0.0,
+    cache_if: Optional[Callable[[Any], Any]] = None,
+    stale: Optional[TTL] = None,
+    early: float = 0.0,
+    tags: Iterable[str] = (),
+    lock: Optional[str] = None,
+    lock_ttl: TTL = 10.0,
+    lock_timeout: float = 60.0,
+    on_error: str = "compute",
+) -> Decorator:
+    """Remember what a function returns, in any store.
+
+    For functions, methods, class methods and static methods (in either order with this decorator),
+    and coroutine functions, which are awaited. The call is bound to the signature first, so
+    ``f(1, 2)``, ``f(1, b=2)`` and ``f(a=1, b=2)`` are one entry, and ``1``, ``1.0``, ``True`` and
+    ``"1"`` are four. ``None`` is remembered like any other result; exceptions are not.
+
+    Callers of one key at the same time wait for one of them, and share its result or exception.
+    A call that reaches itself computes.
+
+    Args:
+        store: Any store or view; it stays the caller's.
+        ttl: Seconds (or a ``timedelta``) to remember a result; ``None``: until it is dropped. Or a
+            function ``ttl(result, *args, **kwargs)``.
+        namespace: Where results are stored; by default the function's module and qualified name.
+        key: What identifies a call: a function of the arguments that returns a ``str``, or a
+            template such as ``"user:{user_id}"``. By default all arguments.
+        ignore: Names of parameters that don't count, ``"self"`` perhaps.
+        version: Raise it to abandon results that were stored before.
+        jitter: The fraction of the ttl, from 0 to 1, that chance may take off, so that what was
+            stored together does not expire together.
+        cache_if: ``cache_if(result)`` tells whether to remember it.
+        stale: For so many seconds after the ttl the old result is still served, while one caller
+            refreshes it in the background, and if the refresh fails.
+        early: Refresh hot results before they expire, as XFetch does (VLDB 2015); 1.0 is a good
+            value, 0 is never.
+        tags: Templates; ``store.invalidate_tag(tag)`` drops all results that carry the tag.
+        lock: ``"store"``: one computation per key among all processes, by the store's lock.
+        lock_ttl: The lease of that lock in seconds; renewed while the function runs.
+        lock_timeout: Seconds to wait for another call's result at most; then compute.
+        on_error: What trouble with the store costs: ``"compute"``, a warning and a plain call;
+            ``"raise"``, its exception.
+
+    Returns:
+        A decorator. What it makes has ``cache_info()``, ``cache_clear()``, ``cache_parameters()``,
+        ``cache_key(...)``, ``invalidate(...)``, ``refresh(...)``, ``peek(...)`` and
+        ``bypass(...)``, on bound methods too; on coroutine functions the last four and
+        ``cache_clear`` are awaited.
+
+    Raises:
+        TypeError: At decoration: a generator function, or something that is no function. By calls:
+            an argument without stable identity (`UnkeyableArgumentError`).
+
+    Example:
+        >>> from kv_store_adapter import MemoryKVStore
+        >>> @cached(MemoryKVStore(), ttl=60)
+        ... def add(a: int, b: int = 2) -> int:
+        ...     return a + b
+        >>> add(1), add(1, 2), add(a=1, b=2), add.cache_info().hits
+        (3, 3, 3, 2)
+    """
+    check_store(store)
+    ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    options = Options(
+        freshness=Freshness(ttl, jitter, stale, early),
+        cache_if=cache_if,
+        key=key,
+        ignore=ignored,
+        version=check_version(version),
+        tags=(tags,) if isinstance(tags, str) else tuple(tags),
+        lock=one_of("lock", lock, (None, "store")),
+        lock_ttl=check_lease(lock_ttl) / 1000,
+        lock_timeout=lock_timeout,
+        on_error=one_of("on_error", on_error, ("compute", "raise")),
+    )
+    if not (key is None or isinstance(key, str) or callable(key)):
+        raise TypeError(f"key= is a template or a function, not {type(key).__name__}.")
+    check_namespace(namespace)
+    parameters: Dict[str, Any] = {
+        "maxsize": None,
+        "typed": True,
+        "ttl": ttl,
+        "namespace": namespace,
+        "key": key,
+        "ignore": ignored,
+        "version": version,
+        "jitter": jitter,
+        "cache_if": cache_if,
+        "stale": stale,
+        "early": early,
+        "tags": options.tags,
+        "lock": lock,
+        "lock_ttl": lock_ttl,
+        "lock_timeout": lock_timeout,
+        "on_error": on_error,
+    }
+
+    def decorate(function: Any) -> Any:
+        from .wrapper import decorate as wrap
+
+        plain, kind, is_async = unwrapped(function)
+        place, label = place_of(plain, store, namespace, own_key=key is not None)
+        flow = Flow(plain, getattr(plain, "__qualname__", place), store, place, label, options)
+        return wrap(flow, kind, is_async, {**parameters, "namespace": place})
+
+    return decorate  # type: ignore[return-value]  # one function, typed by its overloads
+
+
+def check_store(store: Any) -> None:
+    if isinstance(store, KVStoreProtocol):
+        return
+    if callable(store) and not isinstance(store, type):
+        raise TypeError("@cached takes a store: write @cached(store) or @cached(store, ttl=60).")
+    raise TypeError(f"@cached takes a store, not {type(store).__name__}.")
+
+
+def check_version(version: Any) -> Any:
+    if version is not None and (isinstance(version, bool) or not isinstance(version, (str, int))):
+        raise TypeError(f"version= is a str or an int, not {type(version).__name__}.")
+    text_of(version)
+    return version
+
+
+def one_of(name: str, value: Any, allowed: Tuple[Any, ...]) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{name}= is one of {', '.join(map(repr, allowed))}, not {value!r}.")
+    return value
+
+
+def unwrapped(function: Any) -> Tuple[Callable[..., Any], str, bool]:
+    """The function to decorate, what kind it is, and whether it is awaited.
+
+    Raises:
+        TypeError: It can't be cached.
+    """
+    kind = "function"
+    if isinstance(function, (classmethod, staticmethod)):
+        kind = "class" if isinstance(function, classmethod) else "static"
+        function = function.__func__
+    if isinstance(function, (property, functools.cached_property)):
+        raise TypeError("A property can't be cached from outside: put @property above @cached.")
+    if isinstance(function, type):
+        raise TypeError(
+            f"{function.__qualname__} is a class: caching it would share its instances. Cache a "
+            "function that makes them."
+        )
+    if not callable(function):
+        raise TypeError(f"@cached decorates functions, not {type(function).__name__}.")
+    # An object with __call__ may be any of these, too.
+    for one in (function, getattr(type(function), "__call__", None)):
+        if inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one):
+            raise TypeError(
+                f"{getattr(function, '__qualname__', 'This')}() is a generator function: its "
+                "result can be used once only. Return a list, or cache the function that makes "
+                "the items."
+            )
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(type(function), "__call__", None)
+    )
+    return function, kind, is_async
+
+
+# Who stores where, for each store: a namespace, to the functions in it that are still alive.
+_places: weakref.WeakKeyDictionary[KVStoreProtocol, Dict[str, Any]] = weakref.WeakKeyDictionary()
+_guard = threading.Lock()
+
+
+def place_of(
+    function: Callable[..., Any], store: KVStoreProtocol, namespace: Optional[str], *, own_key: bool
+) -> Tuple[str, str]:
+    """The namespace of a function's results, and what its keys start with.
+
+    Raises:
+        ValueError: Another function would have the same keys in the same place.
+        TypeError: It has no name of its own and was given no namespace.
+    """
+    if not isinstance(getattr(function, "__qualname__", None), str):
+        if namespace is None:
+            raise TypeError(
+                f"A {type(function).__name__} has no name to store its results under: pass "
+                "namespace=."
+            )
+        return namespace, ""
+    place = namespace or qualified_name(function)
+    # In a namespace that functions may share, their keys say whose they are.
+    label = "" if namespace is None or own_key else function.__qualname__
+    full = place if root_of(store) is store else f"{getattr(store, 'name', '')}:{place}"
+    code = getattr(function, "__code__", None)
+    try:
+        with _guard:
+            known = _places.setdefault(root_of(store), {})
+            earlier = known.get(f"{full} {label}", lambda: None)()
+            known[f"{full} {label}"] = weakref.ref(function)
+    except TypeError:  # a store that does not hash, or a function without weak references
+        return place, label
+    if earlier is None or own_key or earlier is function:
+        return place, label
+    same_name = qualified_name(earlier) == qualified_name(function)
+    if same_name and ("<lambda>" not in place or earlier.__code__ is code):
+        # Defined anew, in a notebook perhaps, or made again by the same outer function.
+        return place, label
+    raise ValueError(
+        f"{qualified_name(function)}() would store its results where {qualified_name(earlier)}() "
+        "does, under the same keys. Give one of them a namespace= of its own."
+    )

@@ -1,0 +1,303 @@
+"""Who holds the conversation of `flow`: plainly, or with await."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+
+from ..exceptions import KeyNotFoundError, LockTimeoutError
+from ..protocol import TAGS_NAMESPACE
+from ..rules import MISSING
+from .flights import Chain, Flight, Outcome, chain
+from .flow import Flow, Steps
+
+__all__ = ["AsyncDriver", "PlainDriver"]
+
+# How many refreshes run in the background at a time, over all functions. One more is put off to
+# the next call that finds its value stale.
+_refreshing = threading.BoundedSemaphore(16)
+
+
+class PlainDriver:
+    """Does the steps of a flow on the caller's thread."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._store, self._namespace = flow.store, flow.namespace
+        self.read = flow.store.reader(flow.namespace)
+
+    def drive(self, steps: Steps) -> Any:
+        """Run a conversation to its end."""
+        try:
+            do, arguments = next(steps)
+            while True:
+                try:
+                    reply = getattr(self, do)(*arguments)
+                except BaseException as error:  # the conversation decides what it means
+                    do, arguments = steps.throw(error)
+                else:
+                    do, arguments = steps.send(reply)
+        except StopIteration as done:
+            return done.value
+
+    def run(self, values: Tuple[Any, ...], inside: Chain) -> Outcome:
+        """Call the function."""
+        token = chain.set(inside)
+        try:
+            return Outcome(self._flow.binding.call(self._flow.function, values))
+        except Exception as error:  # the function's own: it goes to all who wait for it
+            return Outcome(error=error)
+        finally:
+            chain.reset(token)
+
+    def write(self, key: str, value: Any, ttl: Optional[float]) -> None:
+        """Store a result."""
+        self._store.set(key, value, self._namespace, ttl)
+
+    def read_many(self, keys: List[str]) -> Dict[str, Any]:
+        """What is stored of these, in one round trip."""
+        return self._store.get_many(keys, self._namespace)
+
+    def write_many(self, results: Dict[str, Any], ttl: Optional[float]) -> None:
+        """Store results, in one round trip."""
+        self._store.set_many(results, self._namespace, ttl)
+
+    def wait(self, flight: Flight, timeout: float) -> bool:
+        """Wait for another thread's computation; ``False``: it takes too long."""
+        return flight.event.wait(timeout)
+
+    def lock(self, key: str, patience: float) -> Any:
+        """The store's lock, or ``None`` where it can't be had in time."""
+        held = self._store.lock(
+            key, self._namespace, ttl=self._flow.options.lock_ttl, timeout=patience
+        )
+        try:
+            held.__enter__()
+        except LockTimeoutError:
+            return None
+        return held
+
+    def unlock(self, held: Any) -> None:
+        """Give the store's lock back."""
+        held.__exit__(None, None, None)
+
+    def tokens(self, names: List[str]) -> Dict[str, str]:
+        """The tokens of those tags that have one."""
+        return self._store.get_many(names, TAGS_NAMESPACE)
+
+    def add_token(self, name: str, token: str) -> None:
+        """Give a tag a token, unless it has one."""
+        self._store.add(name, token, TAGS_NAMESPACE)
+
+    def start(self, conversation: Callable[..., Steps], arguments: Tuple[Any, ...]) -> None:
+        """Hold a conversation in the background, on a thread of its own."""
+        if not _refreshing.acquire(blocking=False):
+            return
+
+        def work() -> None:
+            try:
+                self.drive(conversation(*arguments))
+            finally:
+                _refreshing.release()
+
+        # A daemon: a refresh that hangs must not keep the program from ending.
+        thread = threading.Thread(target=work, name=f"refresh {self._flow.name}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or the interpreter is ending
+            _refreshing.release()
+
+    # ------------------------------------------------------------------ what handles do
+
+    def call(self, values: Tuple[Any, ...], trouble: Optional[Exception] = None) -> Any:
+        """A call of the function."""
+        outcome: Outcome = self.drive(self._flow.call(values, trouble))
+        return outcome.unwrap()
+
+    def refresh(self, values: Tuple[Any, ...]) -> Any:
+        """Compute now and replace what is stored."""
+        outcome: Outcome = self.drive(self._flow.refresh(values))
+        return outcome.unwrap()
+
+    def peek(self, values: Tuple[Any, ...]) -> Any:
+        """What is stored, without computing."""
+        value = self.drive(self._flow.peek(values))
+        if value is MISSING:
+            raise KeyNotFoundError(self._flow.key(values), self._flow.namespace)
+        return value
+
+    def bypass(self, values: Tuple[Any, ...]) -> Any:
+        """Call the function itself."""
+        return self._flow.binding.call(self._flow.function, values)
+
+    def invalidate(self, values: Tuple[Any, ...]) -> bool:
+        """Drop one result; was there one?"""
+        keys = self._flow.keys(values)
+        for key in keys:
+            self._flow.board.doom(key)
+        return self._store.delete_many(keys, self._namespace) > 0
+
+    def clear(self) -> None:
+        """Drop all results."""
+        self._flow.board.doom(None)
+        self._store.clear_namespace(self._namespace)
+        self._flow.tally.reset()
+
+
+class AsyncDriver:
+    """Does the steps of a flow with await. Nothing runs on the loop's thread that may wait."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._namespace = flow.namespace
+        self._plain = None if flow.store.waits else PlainDriver(flow)
+        # asyncio keeps only weak references to tasks.
+        self._tasks: Set[Any] = set()
+
+    @property
+    def _aio(self) -> Any:
+        # Asked for each time: which client serves may depend on the running loop.
+        return self._flow.store.aio
+
+    async def drive(self, steps: Steps) -> Any:
+        """Run a conversation to its end."""
+        try:
+            do, arguments = next(steps)
+            while True:
+                try:
+                    reply = await getattr(self, do)(*arguments)
+                except BaseException as error:  # the conversation decides, cancellation included
+                    do, arguments = steps.throw(error)
+                else:
+                    do, arguments = steps.send(reply)
+        except StopIteration as done:
+            return done.value
+
+    async def read(self, key: str) -> Any:
+        """What is stored, or `MISSING`."""
+        if self._plain is not None:
+            return self._plain.read(key)
+        try:
+            return await self._aio.get(key, self._namespace)
+        except KeyNotFoundError:
+            return MISSING
+
+    async def run(self, values: Tuple[Any, ...], inside: Chain) -> Outcome:
+        """Await the function."""
+        token = chain.set(inside)
+        try:
+            return Outcome(await self._flow.binding.call(self._flow.function, values))
+        except Exception as error:  # the function's own: it goes to all who wait for it
+            return Outcome(error=error)
+        finally:
+            chain.reset(token)
+
+    async def write(self, key: str, value: Any, ttl: Optional[float]) -> None:
+        """Store a result."""
+        await self._aio.set(key, value, self._namespace, ttl)
+
+    async def read_many(self, keys: List[str]) -> Any:
+        """What is stored of these, in one round trip."""
+        return await self._aio.get_many(keys, self._namespace)
+
+    async def write_many(self, results: Dict[str, Any], ttl: Optional[float]) -> None:
+        """Store results, in one round trip."""
+        await self._aio.set_many(results, self._namespace, ttl)
+
+    async def wait(self, flight: Flight, timeout: float) -> bool:
+        """Wait for another task's computation, on this loop or another one."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        landed: asyncio.Future[None] = loop.create_future()
+        mine = threading.get_ident()
+
+        def tell() -> None:
+            if not landed.done():
+                landed.set_result(None)
+
+        def call_back() -> None:
+            if threading.get_ident() == mine:
+                tell()
+                return
+            try:
+                loop.call_soon_threadsafe(tell)
+            except RuntimeError:
+                pass  # the loop was closed: nobody waits any more
+
+        self._flow.board.when_landed(flight, call_back)
+        timer = loop.call_later(timeout, tell)
+        try:
+            await landed
+        finally:
+            timer.cancel()
+        return flight.landed
+
+    async def lock(self, key: str, patience: float) -> Any:
+        """The store's lock, or ``None`` where it can't be had in time."""
+        held = self._aio.lock(
+            key, self._namespace, ttl=self._flow.options.lock_ttl, timeout=patience
+        )
+        try:
+            await held.__aenter__()
+        except LockTimeoutError:
+            return None
+        return held
+
+    async def unlock(self, held: Any) -> None:
+        """Give the store's lock back."""
+        await held.__aexit__(None, None, None)
+
+    async def tokens(self, names: List[str]) -> Any:
+        """The tokens of those tags that have one."""
+        return await self._aio.get_many(names, TAGS_NAMESPACE)
+
+    async def add_token(self, name: str, token: str) -> None:
+        """Give a tag a token, unless it has one."""
+        await self._aio.add(name, token, TAGS_NAMESPACE)
+
+    async def start(self, conversation: Callable[..., Steps], arguments: Tuple[Any, ...]) -> None:
+        """Hold a conversation in the background, in a task of its own."""
+        import asyncio
+
+        task = asyncio.ensure_future(self.drive(conversation(*arguments)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ------------------------------------------------------------------ what handles do
+
+    async def call(self, values: Tuple[Any, ...], trouble: Optional[Exception] = None) -> Any:
+        """A call of the function."""
+        outcome: Outcome = await self.drive(self._flow.call(values, trouble))
+        return outcome.unwrap()
+
+    async def refresh(self, values: Tuple[Any, ...]) -> Any:
+        """Compute now and replace what is stored."""
+        outcome: Outcome = await self.drive(self._flow.refresh(values))
+        return outcome.unwrap()
+
+    async def peek(self, values: Tuple[Any, ...]) -> Any:
+        """What is stored, without computing."""
+        value = await self.drive(self._flow.peek(values))
+        if value is MISSING:
+            raise KeyNotFoundError(self._flow.key(values), self._flow.namespace)
+        return value
+
+    async def bypass(self, values: Tuple[Any, ...]) -> Any:
+        """Await the function itself."""
+        return await self._flow.binding.call(self._flow.function, values)
+
+    async def invalidate(self, values: Tuple[Any, ...]) -> bool:
+        """Drop one result; was there one?"""
+        keys = self._flow.keys(values)
+        for key in keys:
+            self._flow.board.doom(key)
+        return await self._aio.delete_many(keys, self._namespace) > 0
+
+    async def clear(self) -> None:
+        """Drop all results."""
+        self._flow.board.doom(None)
+        await self._aio.clear_namespace(self._namespace)
+        self._flow.tally.reset()
+
+

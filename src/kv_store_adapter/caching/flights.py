@@ -1,0 +1,167 @@
+"""One computation per cold key: the first caller flies, the others wait for it to land.
+
+A flight that would wait for itself is found out before it waits, across functions and threads: then
+the call just computes. No lock is held while anybody's code runs.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from contextvars import ContextVar
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from .. import forking
+
+__all__ = ["ALONE", "LEAD", "WAIT", "Board", "Flight", "Outcome", "chain"]
+
+#: What `Board.join` answers: compute for all, wait for somebody, or compute for yourself.
+LEAD, WAIT, ALONE = "lead", "wait", "alone"
+
+
+class Outcome:
+    """What a function did: returned a value, or raised an exception.
+
+    Passed around as a value, because a ``StopIteration`` of the user's could not pass through a
+    generator as an exception.
+    """
+
+    __slots__ = ("error", "value")
+
+    def __init__(self, value: Any = None, error: Optional[BaseException] = None) -> None:
+        self.value = value
+        self.error = error
+
+    def unwrap(self) -> Any:
+        """The value, or raise."""
+        if self.error is not None:
+            try:
+                raise self.error
+            finally:
+                # The traceback holds this frame, which must not hold the error in turn.
+                self = None  # type: ignore[assignment]
+        return self.value
+
+
+class Flight:
+    """One computation under way.
+
+    Attributes:
+        outcome: How it ended; ``None``: it was abandoned (its task was cancelled, say).
+        doomed: Its key was invalidated meanwhile: the result is for those who wait, not to keep.
+        locked: It holds the store's lock, so nothing inside of it may wait.
+    """
+
+    __slots__ = ("__weakref__", "callbacks", "doomed", "event", "key", "landed", "locked", "outcome", "waits_for")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.landed = False
+        self.outcome: Optional[Outcome] = None
+        self.doomed = False
+        self.locked = False
+        self.event = threading.Event()
+        self.callbacks: List[Callable[[], None]] = []
+        # The flights that code inside of this one is waiting for; more than once, if several do.
+        self.waits_for: List[Flight] = []
+
+
+Chain = Tuple[Flight, ...]
+
+#: The flights that the running code is inside of, outermost first. A context variable, so that it
+#: follows into tasks and into threads started with the context.
+chain: ContextVar[Chain] = ContextVar("kv_store_adapter_chain", default=())
+
+# Guards all boards: who waits for whom goes across functions. Held for microseconds, on misses only.
+_guard = threading.Lock()
+_boards: weakref.WeakSet[Board] = weakref.WeakSet()
+
+
+class Board:
+    """The flights of one cached function."""
+
+    def __init__(self) -> None:
+        self._flights: Dict[str, Flight] = {}
+        #: How many have landed: who saw a miss before the last landing looks again.
+        self.landings = 0
+        _boards.add(self)
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def join(self, key: str, inside: Chain) -> Tuple[str, Flight]:
+        """Take part in the computation of `key`, from code that is `inside` of other flights."""
+        with _guard:
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = self._flights[key] = Flight(key)
+                return LEAD, flight
+            if any(outer.locked for outer in inside) or _leads_back(flight, inside):
+                return ALONE, flight
+            for outer in inside:
+                outer.waits_for.append(flight)
+            return WAIT, flight
+
+    def stop_waiting(self, flight: Flight, inside: Chain) -> None:
+        """The end of a `WAIT`, however it ended."""
+        with _guard:
+            for outer in inside:
+                if flight in outer.waits_for:
+                    outer.waits_for.remove(flight)
+
+    def land(self, flight: Flight, outcome: Optional[Outcome]) -> None:
+        """Tell all who wait; ``None``: nothing came of it, one of them shall try."""
+        with _guard:
+            self.landings += 1
+            flight.outcome = outcome
+            flight.landed = True
+            callbacks, flight.callbacks = flight.callbacks, []
+            if self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]
+        flight.event.set()
+        for callback in callbacks:
+            callback()
+
+    def when_landed(self, flight: Flight, callback: Callable[[], None]) -> None:
+        """Call `callback` once the flight has landed; now, if it has."""
+        with _guard:
+            if not flight.landed:
+                flight.callbacks.append(callback)
+                return
+        callback()
+
+    def doom(self, key: Optional[str]) -> None:
+        """What is being computed for `key` (``None``: all keys) is out of date already."""
+        with _guard:
+            gone = list(self._flights) if key is None else [key]
+            for each in gone:
+                flight = self._flights.pop(each, None)
+                if flight is not None:
+                    flight.doomed = True
+
+
+def _leads_back(flight: Flight, inside: Chain) -> bool:
+    """Whether waiting for `flight` would, in the end, be waiting for ourselves."""
+    if not inside:
+        return False
+    seen = set()
+    todo = [flight]
+    while todo:
+        one = todo.pop()
+        if one in inside:
+            return True
+        if id(one) not in seen:
+            seen.add(id(one))
+            todo += one.waits_for
+    return False
+
+
+def _after_fork() -> None:
+    # The threads that were flying are not in the child: nobody would ever land.
+    global _guard
+    _guard = threading.Lock()
+    for board in list(_boards):
+        board._flights.clear()
+
+
+forking.after_in_child(_after_fork)

@@ -1,0 +1,435 @@
+"""The one conversation of a cached call: look, compute once, keep.
+
+Written as generators that yield what is to be done (``"read", (key,)``) and are sent what came of
+it; `drivers` has the two that do it, plainly and with await. Nothing here waits, so nothing here is
+written twice.
+"""
+
+from __future__ import annotations
+
+import time
+import types
+import uuid
+from typing import Any, Callable, Dict, Generator, List, NamedTuple, Optional, Sequence, Tuple
+
+from ..exceptions import (
+    InvalidKeyError,
+    InvalidTTLError,
+    SerializationError,
+    StoreUnavailableError,
+    where,
+)
+from ..keys import Template, key_of_call, shortened, text_of
+from ..namespace import root_of
+from ..protocol import KVStoreProtocol
+from ..rules import MISSING
+from .binding import Binding
+from .flights import ALONE, LEAD, Board, Chain, Flight, Outcome, chain
+from .freshness import EARLY, FRESH, STALE, Envelope, Freshness
+from .health import health_of, warn
+from .switch import is_disabled, off
+from .tally import Tally
+
+__all__ = ["Flow", "Options", "Step"]
+
+Step = Tuple[str, Tuple[Any, ...]]
+Steps = Generator[Step, Any, Any]
+
+# What these mean can be seen once only: storing one would give the next caller nothing.
+_ONE_SHOT = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
+
+# Marks a key whose entry is an envelope, so that one function declared with and without stale=
+# never takes the one for the other.
+_ENVELOPED = "~"
+
+
+class Options(NamedTuple):
+    """What the user said to the decorator, checked."""
+
+    freshness: Freshness
+    cache_if: Optional[Callable[[Any], Any]]
+    key: Any
+    ignore: Tuple[str, ...]
+    version: Any
+    tags: Tuple[str, ...]
+    lock: Optional[str]
+    lock_ttl: float
+    lock_timeout: float
+    on_error: str
+
+
+class Flow:
+    """One decorated function: its keys, its counters, its flights, and how a call goes."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        store: KVStoreProtocol,
+        namespace: str,
+        label: str,
+        options: Options,
+    ) -> None:
+        self.function = function
+        self.name = name
+        self.store = store
+        self.root = root_of(store)
+        self.namespace = namespace
+        self.options = options
+        self.binding = Binding(function)
+        self.tally = Tally()
+        self.board = Board()
+        self.health = health_of(self.root)
+        self.enveloped = options.freshness.needs_envelope or bool(options.tags)
+        names = self.binding.names
+        unknown = set(options.ignore) - set(self.binding.plain_names)
+        if unknown:
+            raise ValueError(
+                f"ignore= names {', '.join(sorted(unknown))}, which {name}() does not have."
+            )
+        self._ignored = frozenset(options.ignore)
+        self._template = Template(options.key, names) if isinstance(options.key, str) else None
+        self._tags = [Template(tag, names, escape=False) for tag in options.tags]
+        # What keys start with besides the arguments.
+        self._start = "" if options.version is None else f"v{text_of(options.version)}:"
+        if options.key is None:
+            self._start += label
+        if self.enveloped:
+            self._start = _ENVELOPED + self._start
+
+    # ------------------------------------------------------------------ keys
+
+    @property
+    def remembers_keys(self) -> bool:
+        """Whether equal plain arguments always give the same key, so that it may be looked up."""
+        return not callable(self.options.key)
+
+    @property
+    def hits_are_raw(self) -> bool:
+        """Whether what is stored is the result itself, so that reading it is all of a hit."""
+        return not self.enveloped
+
+    @property
+    def keyed_names(self) -> Sequence[str]:
+        """The parameters that count for the key."""
+        return [n for n in self.binding.plain_names if n not in self._ignored]
+
+    def key(self, values: Tuple[Any, ...]) -> str:
+        """The key under which the result of a call is stored.
+
+        Raises:
+            UnkeyableArgumentError: An argument has no stable identity.
+        """
+        if self._template is not None:
+            arguments = self.binding.arguments(values)
+            return self._start + self._template.fill(self.name, arguments)
+        if self.options.key is not None:
+            key = self.binding.call(self.options.key, values)
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"The key= of {self.name}() gave a {type(key).__name__}; a key is a str."
+                )
+            return self._start + key
+        key = key_of_call(self.name, self.binding.names, values, self._ignored)
+        return shortened(self._start + key) if self._start else key
+
+    def keys(self, values: Tuple[Any, ...]) -> List[str]:
+        """All keys that a call is about."""
+        return [self.key(values)]
+
+    def _tag_names(self, values: Tuple[Any, ...]) -> List[str]:
+        arguments = self.binding.arguments(values)
+        return [tag.fill(self.name, arguments) for tag in self._tags]
+
+    # ------------------------------------------------------------------ a call
+
+    def call(self, values: Tuple[Any, ...], trouble: Optional[Exception] = None) -> Steps:
+        """A call: from the store, or computed.
+
+        Args:
+            values: The bound arguments.
+            trouble: What reading raised already, on the compiled path.
+        """
+        if off and is_disabled(self.root):
+            return (yield "run", (values, ()))
+        key = self.key(values)
+        landings = self.board.landings
+        if trouble is None:
+            grade, value = yield from self._look(key)
+        else:
+            self.in_trouble(trouble, key, "read")
+            grade, value = None, None
+        if grade is FRESH:
+            self.tally.hits.add()
+            return Outcome(value)
+        if grade is not None:
+            (self.tally.hits if grade is EARLY else self.tally.stale).add()
+            yield "start", (self._refresh_behind, (key, values))
+            return Outcome(value)
+        self.tally.misses.add()
+        return (yield from self._compute_once(key, values, landings))
+
+    def _look(self, key: str) -> Steps:
+        """What the store holds: how good it is (``None``: nothing to serve), and the value."""
+        reading = self.health.reading
+        if not reading.allows():
+            self.skipped()
+            return None, None
+        try:
+            stored = yield "read", (key,)
+        except Exception as error:  # a third party's store may raise anything
+            self.in_trouble(error, key, "read")
+            return None, None
+        reading.worked()
+        if stored is MISSING:
+            return None, None
+        if not self.enveloped:
+            return FRESH, stored
+        envelope = Envelope.unpack(stored)
+        if envelope is None:
+            return None, None
+        if envelope.tags and not (yield from self._tags_hold(envelope.tags, key)):
+            return None, None
+        return self.options.freshness.judge(envelope), envelope.value
+
+    def _compute_once(self, key: str, values: Tuple[Any, ...], landings: int) -> Steps:
+        """Compute, or wait for whoever computes this key already."""
+        inside = chain.get()
+        while True:
+            role, flight = self.board.join(key, inside)
+            if role is LEAD:
+                return (yield from self._lead(flight, key, values, landings, inside))
+            if role is ALONE:
+                return (yield from self._compute(key, values, inside, None))
+            self.tally.waits.add()
+            try:
+                landed = yield "wait", (flight, self.options.lock_timeout)
+            finally:
+                self.board.stop_waiting(flight, inside)
+            if not landed:
+                warn(
+                    self.name,
+                    "wait",
+                    "another call computes %s for more than %g s; computing it here, too.",
+                    where(key, self.namespace),
+                    self.options.lock_timeout,
+                )
+                return (yield from self._compute(key, values, inside, None))
+            if flight.outcome is not None:
+                return flight.outcome
+            # Its caller was cancelled: one of us takes over.
+
+    def _lead(
+        self, flight: Flight, key: str, values: Tuple[Any, ...], landings: int, inside: Chain
+    ) -> Steps:
+        outcome: Optional[Outcome] = None
+        try:
+            if self.board.landings != landings:
+                # Somebody landed between our look and our start: perhaps with this very key.
+                grade, value = yield from self._look(key)
+                if grade is not None:
+                    outcome = Outcome(value)
+                    return outcome
+            if self.options.lock is not None:
+                outcome = yield from self._compute_locked(flight, key, values, inside)
+            else:
+                outcome = yield from self._compute(key, values, (*inside, flight), flight)
+            return outcome
+        except Exception as error:  # cache_if= or ttl= raised: all who wait hear of it
+            outcome = Outcome(error=error)
+            return outcome
+        finally:
+            self.board.land(flight, outcome)
+
+    def _compute_locked(
+        self, flight: Flight, key: str, values: Tuple[Any, ...], inside: Chain
+    ) -> Steps:
+        """Compute under the store's lock, so that other processes wait for the result."""
+        # Who holds a store's lock never waits for another one: that could go round in a circle.
+        patience = 0.0 if any(f.locked for f in inside) else self.options.lock_timeout
+        held = None
+        if self.health.reading.allows():
+            try:
+                held = yield "lock", (key, patience)
+            except Exception as error:  # a third party's store may raise anything
+                self.in_trouble(error, key, "lock")
+        try:
+            if held is not None:
+                grade, value = yield from self._look(key)
+                if grade is not None:
+                    return Outcome(value)
+                flight.locked = True
+            elif patience:
+                warn(
+                    self.name,
+                    "lock",
+                    "the lock on %s could not be had; computing without it.",
+                    where(key, self.namespace),
+                )
+            return (yield from self._compute(key, values, (*inside, flight), flight))
+        finally:
+            if held is not None:
+                yield "unlock", (held,)
+
+    def _compute(
+        self, key: str, values: Tuple[Any, ...], inside: Chain, flight: Optional[Flight]
+    ) -> Steps:
+        """Run the function and keep what it returned."""
+        tokens = (yield from self._tokens(values, key)) if self._tags else {}
+        started = time.perf_counter()
+        outcome: Outcome = yield "run", (values, inside)
+        took = time.perf_counter() - started
+        if outcome.error is not None:
+            return outcome
+        result = outcome.value
+        if isinstance(result, _ONE_SHOT):
+            warn(
+                self.name,
+                "one-shot",
+                "it returned a %s, which can be used once only and is not cached. Return a list.",
+                type(result).__name__,
+            )
+            return outcome
+        if self.options.cache_if is not None and not self.options.cache_if(result):
+            return outcome
+        fresh, keep = self.options.freshness.lifetimes(
+            result, lambda function: self.binding.call(function, values)
+        )
+        if tokens is None or (flight is not None and flight.doomed):
+            return outcome
+        stored = result
+        if self.enveloped:
+            fresh_until = None if fresh is None else time.time() + fresh
+            stored = Envelope(result, fresh_until, took, tokens).pack()
+        yield from self._keep(key, stored, keep)
+        return outcome
+
+    def _keep(self, key: str, stored: Any, ttl: Optional[float]) -> Steps:
+        writing = self.health.writing
+        if self.health.reading.open or not writing.allows():
+            self.skipped()
+            return
+        try:
+            yield "write", (key, stored, ttl)
+        except Exception as error:  # a third party's store may raise anything
+            self.in_trouble(error, key, "write")
+        else:
+            writing.worked()
+
+    # ------------------------------------------------------------------ refreshing
+
+    def _refresh_behind(self, key: str, values: Tuple[Any, ...]) -> Steps:
+        """Refresh an old result in the background, unless somebody does already."""
+        role, flight = self.board.join(key, ())
+        if role is not LEAD:
+            self.board.stop_waiting(flight, ())
+            return
+        outcome: Optional[Outcome] = None
+        held = None
+        try:
+            if self.options.lock is not None:
+                held = yield "lock", (key, 0.0)
+                if held is None:
+                    return  # another process refreshes it
+                flight.locked = True
+            outcome = yield from self._compute(key, values, (flight,), flight)
+        except Exception as error:  # in the background nobody else would hear of it
+            outcome = Outcome(error=error)
+        finally:
+            self.board.land(flight, outcome)
+            if held is not None:
+                yield "unlock", (held,)
+        if outcome.error is not None:
+            self.tally.errors.add()
+            warn(
+                self.name,
+                "refresh",
+                "refreshing %s failed, the old value stays for now: %s: %s",
+                where(key, self.namespace),
+                type(outcome.error).__name__,
+                outcome.error,
+            )
+
+    def refresh(self, values: Tuple[Any, ...]) -> Steps:
+        """Compute now and replace what is stored; if that fails, the old value stays."""
+        key = self.key(values)
+        # Who computes already began before this call: what comes of that is out of date.
+        self.board.doom(key)
+        return (yield from self._compute(key, values, chain.get(), None))
+
+    def peek(self, values: Tuple[Any, ...]) -> Steps:
+        """What is stored, fresh or stale, or `MISSING`; nothing is computed or counted."""
+        key = self.key(values)
+        stored = yield "read", (key,)
+        if stored is MISSING or not self.enveloped:
+            return stored
+        envelope = Envelope.unpack(stored)
+        if envelope is None or self.options.freshness.judge(envelope) is None:
+            return MISSING
+        if envelope.tags and (yield "tokens", (list(envelope.tags),)) != envelope.tags:
+            return MISSING
+        return envelope.value
+
+    # ------------------------------------------------------------------ tags
+
+    def _tokens(self, values: Tuple[Any, ...], key: str) -> Steps:
+        """The token of each tag of this call, made where there is none; ``None``: in trouble.
+
+        Taken before the function runs: a tag invalidated meanwhile makes the result old at once.
+        """
+        names = self._tag_names(values)
+        if not self.health.reading.allows():
+            self.skipped()
+            return None
+        try:
+            tokens: Dict[str, str] = yield "tokens", (names,)
+            for name in names:
+                if name not in tokens:
+                    # Random, so that a tag that was invalidated or evicted never comes back.
+                    yield "add_token", (name, uuid.uuid4().hex)
+            if len(tokens) < len(set(names)):
+                tokens = yield "tokens", (names,)
+        except Exception as error:  # a third party's store may raise anything
+            self.in_trouble(error, key, "read")
+            return None
+        # One that is missing still was invalidated this very moment.
+        return {name: tokens.get(name, "") for name in names}
+
+    def _tags_hold(self, tags: Dict[str, str], key: str) -> Steps:
+        try:
+            return (yield "tokens", (list(tags),)) == tags
+        except Exception as error:  # a third party's store may raise anything
+            self.in_trouble(error, key, "read")
+            return False
+
+    # ------------------------------------------------------------------ trouble
+
+    def in_trouble(self, error: Exception, key: str, doing: str) -> None:
+        """The store failed: raise, or warn, count, and go on without it."""
+        if isinstance(error, (TypeError, InvalidKeyError, InvalidTTLError)):
+            raise error  # the caller's mistake, or the declaration's
+        unreadable = isinstance(error, SerializationError) and doing == "read"
+        if isinstance(error, StoreUnavailableError):
+            (self.health.writing if doing == "write" else self.health.reading).failed()
+        if self.options.on_error == "raise" and not unreadable:
+            raise error
+        self.tally.errors.add()
+        warn(
+            self.name,
+            f"{doing} {type(error).__name__}",
+            "the store could not %s %s; %s. %s: %s",
+            doing,
+            where(key, self.namespace),
+            "computed and overwritten" if unreadable else "the call was answered without it",
+            type(error).__name__,
+            error,
+        )
+
+    def skipped(self) -> None:
+        """The breaker is open: the store is not asked."""
+        if self.options.on_error == "raise":
+            raise StoreUnavailableError(
+                f"The store of {self.name}() failed a moment ago and is not asked again yet. "
+                "Look for the first error in the log."
+            )
+        self.tally.errors.add()

@@ -1,0 +1,130 @@
+"""How long a result is good, and what is stored besides the result to tell."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from datetime import timedelta
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+
+from ..rules import TTL, check_ttl
+
+__all__ = ["EARLY", "FRESH", "STALE", "Envelope", "Freshness"]
+
+#: How good a stored result is: good, good but better refreshed now, too old but still allowed.
+FRESH, EARLY, STALE = "fresh", "early", "stale"
+
+_MARK = "kvc1"
+
+
+class Envelope(NamedTuple):
+    """A result with what is known about it. Stored as a list, so that JSON can hold it.
+
+    Attributes:
+        value: The result.
+        fresh_until: Seconds since 1970; ``None``: always.
+        took: Seconds that computing it took.
+        tags: Each tag it carries, with the token the tag had then.
+    """
+
+    value: Any
+    fresh_until: Optional[float]
+    took: float
+    tags: Dict[str, str]
+
+    def pack(self) -> List[Any]:
+        """What is stored."""
+        return [_MARK, self.fresh_until, self.took, self.tags, self.value]
+
+    @staticmethod
+    def unpack(stored: Any) -> Optional[Envelope]:
+        """The envelope, or ``None`` where something else was stored."""
+        if type(stored) is not list or len(stored) != 5 or stored[0] != _MARK:
+            return None
+        return Envelope(stored[4], stored[1], stored[2], stored[3])
+
+
+class Freshness:
+    """The lifetimes of one function's results.
+
+    Args:
+        ttl: Seconds, a ``timedelta``, ``None``, or a function of the result and the arguments.
+        jitter: The fraction of the ttl, from 0 to 1, that chance may take off.
+        stale: For how long after that the old result is still served while it is refreshed.
+        early: How eagerly hot results are refreshed before they expire; 0: not at all. See
+            Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention",
+            VLDB 2015: each reader refreshes early with a chance that grows towards the end, and
+            with the time that computing takes.
+    """
+
+    def __init__(
+        self,
+        ttl: Union[TTL, Callable[..., Optional[TTL]], None],
+        jitter: float,
+        stale: Optional[TTL],
+        early: float,
+    ) -> None:
+        self._of_result = ttl if callable(ttl) else None
+        self._fixed = None if callable(ttl) else _seconds(ttl)
+        self._stale = _seconds(stale) or 0.0
+        self._jitter = _number("jitter", jitter)
+        self._early = _number("early", early)
+        if self._jitter > 1:
+            raise ValueError(f"jitter= is a fraction from 0 to 1, not {jitter!r}.")
+        if ttl is None and (stale is not None or self._early or self._jitter):
+            raise ValueError("stale=, early= and jitter= need a ttl=: what never expires is fresh.")
+        #: Whether results need an envelope to tell how fresh they are.
+        self.needs_envelope = bool(self._stale or self._early)
+
+    def lifetimes(
+        self, result: Any, call: Callable[[Callable[..., Any]], Any]
+    ) -> Tuple[Optional[float], Optional[float]]:
+        """Seconds that a result stays fresh, and that the store keeps it; ``None``: for ever.
+
+        Args:
+            result: What the function returned.
+            call: Calls a function with the arguments of the call.
+        """
+        if self._of_result is None:
+            seconds = self._fixed
+        else:
+            of_result = self._of_result
+            seconds = _seconds(call(lambda *args, **kwargs: of_result(result, *args, **kwargs)))
+        if seconds is None:
+            return None, None
+        if self._jitter:
+            seconds = max(0.001, seconds * (1 - self._jitter * random.random()))
+        return seconds, seconds + self._stale
+
+    def judge(self, envelope: Envelope) -> Optional[str]:
+        """`FRESH`, `EARLY` or `STALE`; ``None``: too old to serve."""
+        if envelope.fresh_until is None:
+            return FRESH
+        now = time.time()
+        if now < envelope.fresh_until:
+            if self._early and envelope.took:
+                # 1 - random(): from (0, 1], because log(0) is not.
+                ahead = envelope.took * self._early * -math.log(1.0 - random.random())
+                if now + ahead >= envelope.fresh_until:
+                    return EARLY
+            return FRESH
+        return STALE if now < envelope.fresh_until + self._stale else None
+
+
+def _seconds(ttl: Any) -> Optional[float]:
+    milliseconds = check_ttl(ttl)
+    if milliseconds is None:
+        return None
+    # What was checked is passed on as it is: the store rounds.
+    return ttl.total_seconds() if isinstance(ttl, timedelta) else float(ttl)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}= is a number, not {type(value).__name__}.")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}= is not negative and finite, not {value!r}.")
+    return float(value)
+
+

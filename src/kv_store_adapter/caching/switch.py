@@ -1,0 +1,49 @@
+"""Caching off, for tests: for everything, or for one store."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Iterator, List, Optional
+
+from ..namespace import root_of
+from ..protocol import KVStoreProtocol
+
+__all__ = ["caching_disabled", "is_disabled", "off"]
+
+#: The stores that are switched off; ``None`` stands for all. Empty almost always: a hit asks no more.
+off: List[Optional[KVStoreProtocol]] = []
+
+
+@contextmanager
+def caching_disabled(store: Optional[KVStoreProtocol] = None) -> Iterator[None]:
+    """Make every decorated function call its body, for the length of a ``with`` block.
+
+    Nothing is read from the store and nothing is stored. Counts for all threads and tasks of this
+    process; blocks may be nested.
+
+    Args:
+        store: Only functions cached in this store or one of its views; ``None``: all.
+
+    Example:
+        >>> from kv_store_adapter import MemoryKVStore, cached, caching_disabled
+        >>> @cached(MemoryKVStore())
+        ... def now(): return object()
+        >>> with caching_disabled():
+        ...     now() is now()
+        False
+    """
+    root = None if store is None else root_of(store)
+    off.append(root)
+    try:
+        yield
+    finally:
+        # By identity: a store may compare equal to another.
+        for index in range(len(off) - 1, -1, -1):
+            if off[index] is root:
+                del off[index]
+                break
+
+
+def is_disabled(root: KVStoreProtocol) -> bool:
+    """Whether functions cached in this store shall call their bodies."""
+    return any(one is None or one is root for one in off)

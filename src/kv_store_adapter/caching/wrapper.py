@@ -1,0 +1,270 @@
+"""What the user calls: the decorated function, and its handles."""
+
+from __future__ import annotations
+
+import functools
+import types
+from importlib import import_module
+from inspect import getattr_static
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
+
+import wrapt
+
+from ..exceptions import KVStoreError
+from ..rules import MISSING
+from .drivers import AsyncDriver, PlainDriver
+from .flow import Flow
+from .switch import off
+
+if TYPE_CHECKING:
+    from .surface import BoundCached as BoundCached
+    from .surface import CachedFunction as CachedFunction
+else:
+
+    class _Handles(wrapt.CallableObjectProxy):
+        """What a decorated function and a bound method of one have in common.
+
+        A proxy in front of compiled code: calling it is calling that code, without a Python frame
+        in between. ``__wrapped__`` is the user's function, as `functools.wraps` has it.
+        """
+
+        def __init__(self, call: Callable[..., Any], cached: _Cached, prefix: Tuple[Any, ...]):
+            super().__init__(call)
+            self._self_call = call
+            self._self_cached = cached
+            self._self_prefix = prefix
+
+        def _self_bind(self, args: Any, kwargs: Any) -> Tuple[Any, ...]:
+            flow = self._self_cached.flow
+            # On Python 3.8 and from 3.13 on a classmethod above hands out this object without
+            # saying which class was asked; taking the first argument for it would be silent.
+            names = flow.binding.plain_names
+            if not self._self_prefix and names[:1] == ["cls"]:
+                first = args[0] if args else kwargs.get("cls")
+                if not isinstance(first, type):
+                    raise TypeError(
+                        f"Which class? Where @classmethod stands above @cached, pass it first: "
+                        f"{flow.name}.cache_key(SomeClass, ...); or put @cached above @classmethod."
+                    )
+            return flow.binding.bind(*self._self_prefix, *args, **kwargs)
+
+        def cache_info(self):
+            """What was counted so far, a `CacheInfo`: hits, misses and so on."""
+            return self._self_cached.info()
+
+        def cache_parameters(self):
+            """What the decorator was told, as a new dictionary."""
+            return dict(self._self_cached.parameters)
+
+        def cache_key(self, *args, **kwargs):
+            """The key under which the result of this call is stored."""
+            return self._self_cached.flow.key(self._self_bind(args, kwargs))
+
+        def cache_clear(self):
+            """Drop all results of this function, of all instances, and count from zero."""
+            return self._self_cached.driver.clear()
+
+        def invalidate(self, *args, **kwargs):
+            """Drop the result of this call, and return whether there was one."""
+            return self._self_cached.driver.invalidate(self._self_bind(args, kwargs))
+
+        def refresh(self, *args, **kwargs):
+            """Compute this call now, replace what is stored, and return it.
+
+            If the function raises, that is raised and the old result stays.
+            """
+            return self._self_cached.driver.refresh(self._self_bind(args, kwargs))
+
+        def peek(self, *args, **kwargs):
+            """Return what is stored for this call, without computing or counting.
+
+            Raises:
+                KeyNotFoundError: Nothing is.
+            """
+            return self._self_cached.driver.peek(self._self_bind(args, kwargs))
+
+        def bypass(self, *args, **kwargs):
+            """Call the function itself; the store is neither read nor written."""
+            return self._self_cached.driver.bypass(self._self_bind(args, kwargs))
+
+        def __copy__(self):
+            # As functions and methods do: they are what they are.
+            return self
+
+        def __deepcopy__(self, memo):
+            return self
+
+        def __reduce__(self):
+            return self.__reduce_ex__(2)
+
+    class CachedFunction(_Handles):
+        """A function whose results are remembered. Made by `cached`."""
+
+        @property
+        def __wrapped__(self):
+            return self._self_cached.flow.function
+
+        @__wrapped__.setter
+        def __wrapped__(self, value):
+            # wrapt's pure-Python proxy sets it; what is wrapped is asked of us all the same.
+            pass
+
+        def __get__(self, instance, owner=None):
+            kind = self._self_cached.kind
+            if kind == "static" or (kind == "function" and instance is None):
+                return self
+            if kind == "class":
+                instance = type(instance) if owner is None else owner
+            return BoundCached(self, instance)
+
+        def __repr__(self):
+            return f"<cached {self._self_cached.flow.name} in {self._self_cached.flow.store!r}>"
+
+        def __reduce_ex__(self, protocol):
+            function = self._self_cached.flow.function
+            return _by_name, (function.__module__, function.__qualname__)
+
+    class BoundCached(_Handles):
+        """A method of an object or class whose results are remembered."""
+
+        def __init__(self, cached: CachedFunction, instance: Any):
+            call = types.MethodType(cached._self_call, instance)
+            super().__init__(call, cached._self_cached, (instance,))
+
+        @property
+        def __wrapped__(self):
+            return types.MethodType(self._self_cached.flow.function, self._self_prefix[0])
+
+        @__wrapped__.setter
+        def __wrapped__(self, value):
+            pass  # as above
+
+        def __repr__(self):
+            return f"<bound {self._self_cached.flow.name} of {self._self_prefix[0]!r}>"
+
+        def __reduce_ex__(self, protocol):
+            return getattr, (self._self_prefix[0], self._self_cached.flow.function.__name__)
+
+    if isinstance(wrapt.CallableObjectProxy.__call__, types.FunctionType):
+        # Where wrapt has no compiled part its proxy calls __wrapped__, which is not what we want.
+        def _call(*args, **kwargs):
+            return args[0]._self_call(*args[1:], **kwargs)
+
+        CachedFunction.__call__ = BoundCached.__call__ = _call
+
+
+def _by_name(module: str, qualname: str) -> Any:
+    """Unpickle a decorated function: what has this name, as it stands in its class."""
+    found: Any = import_module(module)
+    for name in qualname.split("."):
+        # Statically, because a class would bind what it hands out.
+        found = getattr_static(found, name) if isinstance(found, type) else getattr(found, name)
+    if isinstance(found, (classmethod, staticmethod)):
+        found = found.__func__
+    return found
+
+
+class _Cached:
+    """One decorated function, behind its proxy and all that are bound to it."""
+
+    def __init__(self, flow: Flow, kind: str, is_async: bool, parameters: Dict[str, Any]) -> None:
+        self.flow = flow
+        self.kind = kind
+        self.parameters = parameters
+        self.driver: Any = AsyncDriver(flow) if is_async else PlainDriver(flow)
+
+    def info(self) -> Any:
+        """The counters."""
+        flow = self.flow
+        size: Optional[int] = None
+        if not flow.store.waits:
+            size = len(flow.store.keys(flow.namespace))
+        return flow.tally.info(size)
+
+
+# Types whose equality is identity of content and type among each other, so that a dictionary tells
+# them apart as keys do: 1 == 1.0 == True is why float and bool are not among them.
+_PLAIN = frozenset({int, str, bytes, type(None)})
+
+# How many keys of recent plain arguments a function remembers.
+_REMEMBERED = 4096
+
+
+def decorate(flow: Flow, kind: str, is_async: bool, parameters: Dict[str, Any]) -> Any:
+    """The decorated function."""
+    cached = _Cached(flow, kind, is_async, parameters)
+    call = _compile(cached, is_async)
+    function = flow.function
+    functools.update_wrapper(call, function)
+    return CachedFunction(call, cached, ())
+
+
+def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
+    """The code that runs on a call, with the function's own signature.
+
+    For plain arguments the key is looked up, not made, and the store read at once: the whole of a
+    hit. Anything else (a miss, trouble, caching off) is left to the driver.
+    """
+    flow, driver = cached.flow, cached.driver
+    binding, p = flow.binding, flow.binding.prefix
+    values = binding.as_tuple(binding.plain_names)
+    slow = f"{'await ' if is_async else ''}{p}slow({values}"
+    name = getattr(flow.function, "__name__", "call")
+    keyed = list(flow.keyed_names)
+    starred = any(n.startswith("*") for n in binding.names)
+    quick = (
+        flow.hits_are_raw and flow.remembers_keys and not starred and not flow.store.waits
+    )
+    if not quick:
+        body = f"    return {slow})"
+        return binding.compile(name, body, {f"{p}slow": driver.call}, is_async=is_async)
+    remembered: Dict[Any, str] = {}
+
+    def miss(values: Tuple[Any, ...]) -> Any:
+        """Not there, or its key is not remembered yet."""
+        plain = [v for v, n in zip(values, binding.plain_names) if n in keyed]
+        if all(type(v) in _PLAIN for v in plain):
+            key = flow.key(values)
+            # Long ones are kept as digests; their arguments are too large to hold on to.
+            if not key.startswith("#"):
+                if len(remembered) >= _REMEMBERED:
+                    remembered.clear()
+                remembered[plain[0] if len(plain) == 1 else tuple(plain)] = key
+        return driver.call(values)
+
+    arguments = keyed[0] if len(keyed) == 1 else binding.as_tuple(keyed)
+    tests = [f"not {p}off", f"not {p}down"]
+    tests += [f"{p}type({n}) in {p}plain" for n in keyed]
+    pad = "    "
+    body = "\n".join(
+        [
+            f"{pad}if {' and '.join(tests)}:",
+            f"{pad}    {p}key = {p}find({arguments})",
+            f"{pad}    if {p}key is not None:",
+            f"{pad}        try:",
+            f"{pad}            {p}value = {p}read({p}key)",
+            f"{pad}        except {p}Error as {p}error:",
+            f"{pad}            return {slow}, {p}error)",
+            f"{pad}        if {p}value is not {p}MISSING:",
+            f"{pad}            {p}hit()",
+            f"{pad}            return {p}value",
+            f"{pad}return {'await ' if is_async else ''}{p}miss({values})",
+        ]
+    )
+    plain_driver = driver if isinstance(driver, PlainDriver) else driver._plain
+    scope = {
+        f"{p}off": off,
+        f"{p}down": flow.health.reading.open,
+        f"{p}type": type,
+        f"{p}plain": _PLAIN,
+        f"{p}find": remembered.get,
+        f"{p}read": plain_driver.read,
+        f"{p}Error": KVStoreError,
+        f"{p}MISSING": MISSING,
+        f"{p}hit": flow.tally.hits.add,
+        f"{p}slow": driver.call,
+        f"{p}miss": miss,
+    }
+    return binding.compile(name, body, scope, is_async=is_async)
+
+
