@@ -31,9 +31,9 @@ def open_store(url: str, **options: Any) -> KVStoreProtocol:
     """
     if not isinstance(url, str):
         raise TypeError(f"A store's url is a str, not {type(url).__name__}.")
-    scheme = url.partition(":")[0].lower()
-    opener = _OPENERS.get(scheme)
-    if opener is None:
+    scheme, colon, _ = url.partition(":")
+    opener = _OPENERS.get(scheme.lower())
+    if opener is None or not colon:
         raise ValueError(
             # Not the whole url: it may hold a password.
             f"No backend has urls that start with {scheme[:20]!r}. There are "

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisAsyncStore"]
 
+# How many requests of one event loop are under way at once, each on a connection of its own. Ten
+# thousand tasks must not open ten thousand connections, nor time out for each other's sake.
+_AT_ONCE = 32
+
 
 class RedisAsyncStore(AsyncKVStore):
     """The operations of a `RedisKVStore` on redis.asyncio, with the plain store's settings.
@@ -29,13 +33,13 @@ class RedisAsyncStore(AsyncKVStore):
 
     def __init__(self, store: RedisKVStore) -> None:
         super().__init__(store)
-        self._clients: List[Tuple[weakref.ref[asyncio.AbstractEventLoop], Any]] = []
+        self._clients: List[Tuple[weakref.ref[asyncio.AbstractEventLoop], _Connected]] = []
 
-    def _client(self) -> Any:
+    def _connected(self) -> _Connected:
         loop = asyncio.get_running_loop()
-        for known, client in self._clients:
+        for known, one in self._clients:
             if known() is loop:
-                return client
+                return one
         from redis import asyncio as driver
 
         store = self._store
@@ -50,8 +54,9 @@ class RedisAsyncStore(AsyncKVStore):
             for known, old in self._clients
             if known() is not None and not known().is_closed()  # type: ignore[union-attr]
         ]
-        self._clients.append((weakref.ref(loop), client))
-        return client
+        one = _Connected(client, int(settings.get("max_connections") or _AT_ONCE))
+        self._clients.append((weakref.ref(loop), one))
+        return one
 
     async def _run(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         return await self._speak(getattr(self._store._talk, operation)(*args, **kwargs))
@@ -59,14 +64,15 @@ class RedisAsyncStore(AsyncKVStore):
     async def _speak(self, talk: Generator[Ask, List[Any], Any]) -> Any:
         if self._store._closed:
             raise StoreClosedError("This RedisKVStore is closed. Make a new one.")
-        client = self._client()
+        connected = self._connected()
         try:
             ask = next(talk)
             while True:
                 try:
-                    replies = await self._ask(client, ask)
+                    async with connected.places:
+                        replies = await self._ask(connected.client, ask)
                 except Exception as error:  # redis-py's, hiredis's or the system's: all become ours
-                    ask = talk.throw(translate(error, ask, client))
+                    ask = talk.throw(translate(error, ask, connected.client))
                 else:
                     ask = talk.send(replies)
         except StopIteration as done:
@@ -115,12 +121,20 @@ class RedisAsyncStore(AsyncKVStore):
     async def close(self) -> None:
         """Close the store, plain and async."""
         loop = asyncio.get_running_loop()
-        for known, client in self._clients:
+        for known, one in self._clients:
             if known() is loop:
                 # The method was renamed in redis-py 5.
-                await getattr(client, "aclose", client.close)()
+                await getattr(one.client, "aclose", one.client.close)()
         self._clients = []
         await super().close()
+
+
+class _Connected:
+    """What one event loop has: a client, and places for so many requests at once."""
+
+    def __init__(self, client: Any, most: int) -> None:
+        self.client = client
+        self.places = asyncio.Semaphore(most)
 
 
 def _async_retry(retry: Any) -> Any:

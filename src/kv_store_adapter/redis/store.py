@@ -15,7 +15,7 @@ from typing import (
     Optional,
     Tuple,
 )
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl
 
 from ..exceptions import KeyNotFoundError, KVStoreError, StoreClosedError, StoreUnavailableError
 from ..protocol import KVStoreProtocol
@@ -106,12 +106,13 @@ class RedisKVStore(KVStoreProtocol):
             options: ``prefix``, ``serializer``, and every parameter of `redis.Redis`.
         """
         store = cls.__new__(cls)
-        parts = urlsplit(url)
-        query = parse_qsl(parts.query, keep_blank_values=True)
-        prefix = dict(query).get("prefix", "kv")
-        rest = [pair for pair in query if pair[0] != "prefix"]
-        plain = urlunsplit(parts._replace(query=urlencode(rest)))
-        named = {name for name, _ in rest}
+        place, _, query = url.partition("#")[0].partition("?")
+        pairs = parse_qsl(query, keep_blank_values=True)
+        prefix = dict(pairs).get("prefix", "kv")
+        # Put together by hand: urlunsplit() makes unix:/path of unix:///path. Only ours is taken out.
+        rest = [part for part in query.split("&") if part.partition("=")[0] != "prefix"]
+        plain = "?".join([place, *filter(None, ["&".join(rest)])])
+        named = {name for name, _ in pairs}
         options.setdefault("prefix", prefix)
         prefix, serializer = options.pop("prefix"), options.pop("serializer", None)
         store._start(plain, options, prefix, serializer, None, named)

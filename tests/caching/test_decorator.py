@@ -1,0 +1,360 @@
+"""What `@cached` promises of plain functions, on every store."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, List, Optional, get_type_hints
+
+import pytest
+import time_machine
+
+from kv_store_adapter import KVStoreProtocol, MemoryKVStore, UnkeyableArgumentError, cached
+from kv_store_adapter import caching_disabled
+
+_module_store = MemoryKVStore()
+
+
+@cached(_module_store, ttl=60)
+def at_module_level(number: int, factor: int = 2) -> int:
+    """Multiply."""
+    return number * factor
+
+
+class Model:
+    """A class whose methods are cached."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __cache_key__(self) -> str:
+        return self.name
+
+    @cached(_module_store)
+    def scaled(self, factor: int) -> str:
+        """Repeat."""
+        return self.name * factor
+
+
+def test_one_call_is_one_entry(store: KVStoreProtocol) -> None:
+    """f(1, 2), f(1, b=2) and f(a=1, b=2) are one entry; 1, 1.0, True and "1" are four."""
+    calls: List[Any] = []
+
+    @cached(store)
+    def f(a: Any, b: int = 2) -> Any:
+        calls.append(a)
+        return [type(a).__name__, a, b]
+
+    assert f(1) == f(1, 2) == f(1, b=2) == f(a=1, b=2) == f(b=2, a=1) == ["int", 1, 2]
+    assert len(calls) == 1
+    assert [f(1.0), f(True), f("1")] == [["float", 1.0, 2], ["bool", True, 2], ["str", "1", 2]]
+    assert [f(1)[0], f(1.0)[0], f(True)[0], f("1")[0]] == ["int", "float", "bool", "str"]
+    assert len(calls) == 4
+
+
+def test_none_is_remembered(store: KVStoreProtocol) -> None:
+    """A result of None is a result: it is not computed again."""
+    calls: List[int] = []
+
+    @cached(store)
+    def f(x: int) -> Optional[int]:
+        calls.append(x)
+        return None
+
+    assert f(1) is None
+    assert f(1) is None
+    assert calls == [1]
+
+
+def test_exceptions_are_not_remembered(store: KVStoreProtocol) -> None:
+    """What raises is computed again next time, and raises what the function raised."""
+    calls: List[int] = []
+
+    @cached(store)
+    def f(x: int) -> int:
+        calls.append(x)
+        if len(calls) == 1:
+            raise StopIteration("first")
+        return x
+
+    with pytest.raises(StopIteration, match="first"):
+        f(1)
+    assert f(1) == 1
+    assert calls == [1, 1]
+
+
+def test_results_expire() -> None:
+    """After its ttl a result is computed anew."""
+    with time_machine.travel(1_700_000_000, tick=False) as clock:
+        calls: List[int] = []
+
+        @cached(MemoryKVStore(), ttl=30)
+        def f(x: int) -> int:
+            calls.append(x)
+            return x
+
+        f(1)
+        clock.shift(29.999)
+        f(1)
+        assert calls == [1]
+        clock.shift(0.001)
+        f(1)
+        assert calls == [1, 1]
+
+
+def test_parameters_of_every_kind(store: KVStoreProtocol) -> None:
+    """Positional-only, keyword-only, *args and **kwargs are bound as Python binds them."""
+
+    @cached(store)
+    def f(a: int, /, b: int = 2, *args: int, c: int, d: int = 4, **kwargs: int) -> List[Any]:
+        return [a, b, list(args), c, d, kwargs]
+
+    assert f(1, c=3) == [1, 2, [], 3, 4, {}]
+    assert f(1, 2, c=3, d=4) == f(1, b=2, c=3) == [1, 2, [], 3, 4, {}]
+    assert f(1, 2, 9, 8, c=3, x=1, y=2) == f(1, 2, 9, 8, c=3, y=2, x=1)
+    assert f.cache_key(1, 2, 9, c=3) != f.cache_key(1, 2, c=3)
+    with pytest.raises(TypeError, match="argument"):
+        f(c=3)
+    assert f(1, c=3, a=5) == [1, 2, [], 3, 4, {"a": 5}]
+
+
+def test_signature_and_hints_survive() -> None:
+    """Signature, type hints, docstring, names and __wrapped__ are the function's own."""
+    f = at_module_level
+    assert str(inspect.signature(f)) == "(number: 'int', factor: 'int' = 2) -> 'int'"
+    assert get_type_hints(f) == {"number": int, "factor": int, "return": int}
+    assert (f.__name__, f.__qualname__, f.__module__) == (
+        "at_module_level",
+        "at_module_level",
+        __name__,
+    )
+    assert f.__doc__ == "Multiply."
+    assert inspect.unwrap(f) is f.__wrapped__
+    assert f.__wrapped__(3) == 6
+    assert not inspect.iscoroutinefunction(f)
+    assert str(inspect.signature(Model("a").scaled)) == "(factor: 'int') -> 'str'"
+    assert Model("a").scaled.__doc__ == "Repeat."
+
+
+def test_pickles_by_name() -> None:
+    """Decorated functions and bound methods pickle, copy, and stay what they are."""
+    assert pickle.loads(pickle.dumps(at_module_level)) is at_module_level
+    assert copy.copy(at_module_level) is at_module_level
+    assert copy.deepcopy(at_module_level) is at_module_level
+    bound = pickle.loads(pickle.dumps(Model("ab").scaled))
+    assert bound(2) == "abab"
+    assert pickle.loads(pickle.dumps(Model.scaled)) is Model.__dict__["scaled"]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_works_in_a_process_pool(method: str) -> None:
+    """A process pool runs decorated functions, forked and spawned."""
+    with ProcessPoolExecutor(1, mp_context=get_context(method)) as pool:
+        assert pool.submit(at_module_level, 21).result(60) == 42
+        assert list(pool.map(Model("x").scaled, [1, 2], timeout=60)) == ["x", "xx"]
+
+
+def test_generators_are_refused() -> None:
+    """Generator functions are refused at decoration, with what to do instead."""
+
+    def items() -> Any:
+        yield 1
+
+    async def aitems() -> Any:
+        yield 1
+
+    for function in (items, aitems):
+        with pytest.raises(TypeError, match="Return a list"):
+            cached(MemoryKVStore())(function)
+
+
+def test_what_is_no_function_is_refused() -> None:
+    """Forgotten parentheses, classes and properties are refused with a sentence."""
+    with pytest.raises(TypeError, match=r"write @cached\(store\)"):
+        cached(lambda: 1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="is a class"):
+        cached(MemoryKVStore())(Model)
+    with pytest.raises(TypeError, match="put @property above"):
+        cached(MemoryKVStore())(property(lambda self: 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"ttl": 0}, ValueError, "above zero"),
+        ({"ttl": True}, ValueError, "not True"),
+        ({"ttl": "60"}, TypeError, "not str"),
+        ({"stale": 5}, ValueError, "need a ttl"),
+        ({"ttl": 5, "jitter": 1.5}, ValueError, "from 0 to 1"),
+        ({"ttl": 5, "jitter": True}, TypeError, "not bool"),
+        ({"lock": "redis"}, ValueError, "'store'"),
+        ({"on_error": "ignore"}, ValueError, "'raise'"),
+        ({"version": 1.5}, TypeError, "str or an int"),
+        ({"ignore": ("y",)}, ValueError, "does not have"),
+        ({"key": "user:{y}"}, ValueError, "names 'y'"),
+        ({"key": 5}, TypeError, "template or a function"),
+        ({"namespace": ""}, ValueError, "can't be empty"),
+        ({"lock_ttl": None}, TypeError, "not None"),
+    ],
+)
+def test_bad_options_are_refused(options: Any, error: Any, message: str) -> None:
+    """Every bad option is refused at decoration, not at the first call at night."""
+    with pytest.raises(error, match=message):
+        cached(MemoryKVStore(), **options)(lambda x: x)
+
+
+def test_each_function_has_its_namespace(store: KVStoreProtocol) -> None:
+    """Two functions never share entries, and clearing one leaves the other's."""
+
+    @cached(store)
+    def f(x: int) -> str:
+        return "f"
+
+    @cached(store)
+    def g(x: int) -> str:
+        return "g"
+
+    assert [f(1), g(1), f(1), g(1)] == ["f", "g", "f", "g"]
+    assert len(store.list_namespaces()) == 2
+    f.cache_clear()
+    assert g.peek(1) == "g"
+    with pytest.raises(KeyError):
+        f.peek(1)
+
+
+def test_functions_in_one_namespace_stay_apart(store: KVStoreProtocol) -> None:
+    """Two functions that were given one namespace have keys of their own in it."""
+
+    @cached(store, namespace="shared")
+    def f(x: int) -> str:
+        return "f"
+
+    @cached(store, namespace="shared")
+    def g(x: int) -> str:
+        return "g"
+
+    assert [f(1), g(1), f(1), g(1)] == ["f", "g", "f", "g"]
+
+
+def test_lambdas_of_one_name_are_refused() -> None:
+    """Two lambdas of one module have one name: the second is refused, not confused."""
+    store = MemoryKVStore()
+    first = cached(store)(lambda x: "first")
+    with pytest.raises(ValueError, match="namespace="):
+        cached(store)(lambda x: "second")
+    assert first(1) == "first"
+
+
+def test_unkeyable_arguments_always_raise(store: KVStoreProtocol) -> None:
+    """An argument without identity is a TypeError that names it and the ways out."""
+
+    @cached(store)
+    def f(connection: object) -> int:
+        return 1
+
+    with pytest.raises(UnkeyableArgumentError, match="'connection'.*__cache_key__.*ignore=") as info:
+        f(object())
+    assert isinstance(info.value, TypeError)
+    assert "0x" not in str(info.value)
+
+
+def test_ignored_parameters_do_not_count(store: KVStoreProtocol) -> None:
+    """ignore= leaves parameters out of the key, whatever they are."""
+
+    @cached(store, ignore=("connection",))
+    def f(x: int, connection: object = None) -> int:
+        return x
+
+    assert f(1, object()) == f(1, object()) == 1
+    assert f.cache_info().hits == 1
+
+
+def test_key_function_and_template(store: KVStoreProtocol) -> None:
+    """key= takes a function of the bound arguments, or a template that escapes separators."""
+
+    @cached(store, key=lambda a, b: f"{a}-{b}")
+    def f(a: int, b: int = 2) -> int:
+        return a * b
+
+    @cached(store, key="{a}:{b}")
+    def g(a: str, b: str) -> str:
+        return a + "|" + b
+
+    assert f(1) == f(1, b=2) == 2
+    assert f.cache_key(1) == "1-2"
+    assert g("a:b", "c") == "a:b|c"
+    assert g("a", "b:c") == "a|b:c"
+    assert g.cache_key("x", "y") == "x:y"
+
+
+def test_key_function_must_give_text() -> None:
+    """A key= that gives no str is a TypeError, under on_error="compute", too."""
+    f = cached(MemoryKVStore(), key=lambda x: x, namespace="n")(lambda x: x)
+    with pytest.raises(TypeError, match="a key is a str"):
+        f(1)
+
+
+def test_version_abandons_old_entries(store: KVStoreProtocol) -> None:
+    """Another version= sees none of the old results; 1 and "1" are two versions."""
+
+    def f(x: int) -> str:
+        return answer
+
+    answer = "old"
+    assert cached(store, version=1)(f)(1) == "old"
+    answer = "new"
+    assert cached(store, version=1)(f)(1) == "old"
+    assert cached(store, version=2)(f)(1) == "new"
+    answer = "text"
+    assert cached(store, version="1")(f)(1) == "text"
+
+
+def test_what_can_be_used_once_is_not_stored(caplog: pytest.LogCaptureFixture) -> None:
+    """A plain function that returns a generator keeps working, uncached, with a warning."""
+
+    @cached(MemoryKVStore(), namespace="once")
+    def f() -> Any:
+        return (x for x in [1, 2])
+
+    assert list(f()) == [1, 2]
+    assert list(f()) == [1, 2]
+    assert "can be used once" in caplog.text
+
+
+def test_caching_can_be_switched_off(store: KVStoreProtocol) -> None:
+    """caching_disabled() runs bodies and stores nothing, for all stores or for one."""
+    calls: List[int] = []
+
+    @cached(store)
+    def f(x: int) -> int:
+        calls.append(x)
+        return x
+
+    with caching_disabled():
+        f(1)
+        with caching_disabled(store):
+            f(1)
+        f(1)
+    with caching_disabled(MemoryKVStore()):
+        f(1)
+        f(1)
+    assert calls == [1, 1, 1, 1]
+    with caching_disabled(store):
+        f(1)
+    assert len(calls) == 5
+    f(1)
+    assert len(calls) == 5
+
+
+def test_parameter_names_do_not_matter(store: KVStoreProtocol) -> None:
+    """Parameters may have any name, that of a builtin or of ours included."""
+
+    @cached(store)
+    def f(type: int, _kv_find: int, len: int = 3, **self: int) -> List[Any]:
+        return [type, _kv_find, len, self]
+
+    assert f(1, 2) == f(1, 2) == [1, 2, 3, {}]
+    assert f(1, _kv_find=2, len=4, x=5) == [1, 2, 4, {"x": 5}]

@@ -1,0 +1,251 @@
+"""ttl from the result, jitter, cache_if, stale values, early refresh, tags."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any, Iterator, List, Tuple
+
+import pytest
+import time_machine
+
+from kv_store_adapter import DiskKVStore, InvalidTTLError, KVStoreProtocol, MemoryKVStore, cached
+from kv_store_adapter.caching.freshness import Envelope, Freshness
+
+NOW = 1_700_000_000
+
+
+@pytest.fixture
+def clock() -> Iterator[time_machine.Coordinates]:
+    with time_machine.travel(NOW, tick=False) as travelled:
+        yield travelled
+
+
+@pytest.fixture(params=["memory", "disk", "view"])
+def local(request: Any, tmp_path: Any) -> KVStoreProtocol:
+    """The stores whose clock can be travelled."""
+    if request.param == "disk":
+        return DiskKVStore(tmp_path / "store")
+    return MemoryKVStore() if request.param == "memory" else MemoryKVStore().namespace("v")
+
+
+class Counting:
+    """A function that counts, announces its refreshes, and can fail."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.fails = False
+        self.done = threading.Semaphore(0)
+
+    def __call__(self) -> int:
+        self.calls += 1
+        try:
+            if self.fails:
+                raise ConnectionError("upstream is down")
+            return self.calls
+        finally:
+            self.done.release()
+
+
+def settle(function: Any) -> None:
+    """Wait until nothing is computed in the background."""
+    board = function._self_cached.flow.board
+    for _ in range(2000):
+        if not len(board):
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError("a refresh does not end")
+
+
+def test_ttl_of_the_result(local: KVStoreProtocol, clock: time_machine.Coordinates) -> None:
+    """ttl= may be a function of the result and the bound arguments."""
+    seen: List[Tuple[Any, ...]] = []
+
+    def lifetime(result: int, a: int, b: int) -> timedelta:
+        seen.append((result, a, b))
+        return timedelta(seconds=result)
+
+    @cached(local, ttl=lifetime)
+    def f(a: int, b: int = 2) -> int:
+        return a + b
+
+    f(8)
+    assert seen == [(10, 8, 2)]
+    clock.shift(9.9)
+    assert f.peek(8) == 10
+    clock.shift(0.2)
+    with pytest.raises(KeyError):
+        f.peek(8)
+
+
+def test_a_bad_ttl_of_the_result_raises() -> None:
+    """A ttl= function that gives no ttl is the declaration's mistake, and is told."""
+    f = cached(MemoryKVStore(), ttl=lambda result, x: 0, namespace="n")(lambda x: x)
+    with pytest.raises(InvalidTTLError):
+        f(1)
+
+
+def test_jitter_stays_in_its_range(clock: time_machine.Coordinates) -> None:
+    """With jitter= the ttl is drawn evenly from [ttl * (1 - jitter), ttl]."""
+    store = MemoryKVStore()
+    f = cached(store, ttl=100, jitter=0.5, namespace="n")(lambda x: x)
+    for x in range(400):
+        f(x)
+    lives = sorted(store.ttl(key, "n") for key in store.keys("n"))
+    assert 50 <= lives[0] < 55
+    assert 95 < lives[-1] <= 100
+    assert 70 < sum(lives) / len(lives) < 80
+
+
+def test_cache_if_decides(local: KVStoreProtocol) -> None:
+    """What cache_if= says no to is returned and not remembered."""
+    counting = Counting()
+
+    @cached(local, cache_if=lambda result: result > 1, ttl=9)
+    def f() -> int:
+        return counting()
+
+    assert [f(), f(), f()] == [1, 2, 2]
+
+
+def test_stale_is_served_while_refreshed(
+    local: KVStoreProtocol, clock: time_machine.Coordinates
+) -> None:
+    """After the ttl the old value is served at once, and one caller refreshes it behind."""
+    counting = Counting()
+
+    @cached(local, ttl=10, stale=60)
+    def f() -> int:
+        return counting()
+
+    assert f() == 1
+    clock.shift(11)
+    assert f() == 1
+    assert counting.done.acquire(timeout=30)
+    assert counting.done.acquire(timeout=30)
+    settle(f)
+    assert f() == 2
+    info = f.cache_info()
+    assert (info.hits, info.misses, info.stale) == (1, 1, 1)
+
+
+def test_stale_is_served_if_the_refresh_fails(
+    local: KVStoreProtocol, clock: time_machine.Coordinates, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refresh that fails costs a warning, not the old value; past stale= it raises."""
+    counting = Counting()
+
+    @cached(local, ttl=10, stale=60)
+    def f() -> int:
+        return counting()
+
+    assert f() == 1
+    counting.fails = True
+    clock.shift(11)
+    for _ in range(3):
+        assert f() == 1
+        settle(f)
+    assert "refreshing" in caplog.text
+    assert "upstream is down" in caplog.text
+    assert f.cache_info().errors >= 1
+    clock.shift(60)
+    with pytest.raises(ConnectionError):
+        f()
+
+
+def test_refresh_keeps_the_old_value_if_it_fails(local: KVStoreProtocol) -> None:
+    """refresh() computes and replaces; if it fails it raises and the old value stays."""
+    counting = Counting()
+
+    @cached(local, ttl=10)
+    def f() -> int:
+        return counting()
+
+    assert [f(), f.refresh(), f()] == [1, 2, 2]
+    counting.fails = True
+    with pytest.raises(ConnectionError):
+        f.refresh()
+    assert f() == 2
+
+
+def test_early_refresh_grows_towards_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XFetch: never early with a lucky draw, sure to be early near the end with an unlucky one."""
+    freshness = Freshness(100, 0.0, None, 1.0)
+    envelope = Envelope("value", NOW + 100, 2.0, {})
+    draws = "kv_store_adapter.caching.freshness.random.random"
+    with time_machine.travel(NOW, tick=False) as clock:
+        monkeypatch.setattr(draws, lambda: 0.5)
+        assert freshness.judge(envelope) == "fresh"
+        clock.shift(98.7)
+        assert freshness.judge(envelope) == "early"  # 2 * ln 2 = 1.39 s before the end
+        monkeypatch.setattr(draws, lambda: 0.0)
+        assert freshness.judge(envelope) == "fresh"
+        clock.shift(1.4)
+        assert freshness.judge(envelope) is None
+
+
+def test_early_values_are_served_and_refreshed(
+    local: KVStoreProtocol, clock: time_machine.Coordinates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With early= a hot value is refreshed behind before it expires, and counts as a hit."""
+    monkeypatch.setattr("kv_store_adapter.caching.freshness.random.random", lambda: 1 - 2**-53)
+    counting = Counting()
+
+    @cached(local, ttl=10, early=1e9)
+    def f() -> int:
+        return counting()
+
+    assert f() == 1
+    assert f() == 1
+    assert counting.done.acquire(timeout=30)
+    assert counting.done.acquire(timeout=30)
+    settle(f)
+    assert f.peek() >= 2
+    assert f.cache_info().misses == 1
+
+
+def test_tags_drop_what_carries_them(store: KVStoreProtocol) -> None:
+    """invalidate_tag() makes every result with the tag a miss, others stay, for any function."""
+    counting = Counting()
+
+    @cached(store, tags=("user:{user}", "all"))
+    def f(user: str, page: int = 0) -> int:
+        return counting()
+
+    @cached(store, tags="user:{user}")
+    def g(user: str) -> int:
+        return counting()
+
+    assert [f("ann"), f("ann", 1), f("bob"), g("ann")] == [1, 2, 3, 4]
+    assert [f("ann"), f("ann", 1), f("bob"), g("ann")] == [1, 2, 3, 4]
+    store.invalidate_tag("user:ann")
+    with pytest.raises(KeyError):
+        f.peek("ann")
+    assert [f("bob"), f("ann"), f("ann", 1), g("ann")] == [3, 5, 6, 7]
+    store.invalidate_tag("all")
+    assert [f("bob"), g("ann")] == [8, 7]
+
+
+def test_a_tag_invalidated_meanwhile_counts(store: KVStoreProtocol) -> None:
+    """A result that was being computed when its tag was invalidated is not served again."""
+
+    @cached(store, tags=("t",))
+    def f() -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            store.invalidate_tag("t")
+        return len(calls)
+
+    calls: List[int] = []
+    assert [f(), f(), f()] == [1, 2, 2]
+
+
+def test_envelopes_and_plain_results_never_mix(local: KVStoreProtocol) -> None:
+    """One function declared with and without stale= never takes one entry for the other's."""
+
+    def f(x: int) -> List[Any]:
+        return [x]
+
+    for _ in range(2):
+        assert cached(local, ttl=60)(f)(1) == [1]
+        assert cached(local, ttl=60, stale=60)(f)(1) == [1]

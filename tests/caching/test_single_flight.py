@@ -1,0 +1,373 @@
+"""One computation per cold key: among threads, tasks and processes; never a hang."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, List
+
+import pytest
+
+from kv_store_adapter import DiskKVStore, KVStoreProtocol, MemoryKVStore, RedisKVStore, cached
+from kv_store_adapter.caching import flights
+
+
+def together(number: int, work: Callable[[int], Any]) -> List[Any]:
+    """Run `work` in so many threads that start at one moment."""
+    barrier = threading.Barrier(number)
+
+    def run(index: int) -> Any:
+        barrier.wait(30)
+        return work(index)
+
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(run, range(number), timeout=60))
+
+
+def test_threads_share_one_computation(store: KVStoreProtocol) -> None:
+    """Sixteen threads on a cold key run the body once and share its result."""
+    calls: List[int] = []
+    entered = threading.Event()
+
+    @cached(store)
+    def f(x: int) -> List[int]:
+        calls.append(x)
+        entered.wait(0.05)
+        return [x]
+
+    assert together(16, lambda index: f(1)) == [[1]] * 16
+    assert calls == [1]
+    info = f.cache_info()
+    assert info.hits + info.misses == 16
+
+
+def test_different_keys_run_at_the_same_time(store: KVStoreProtocol) -> None:
+    """Thirty-two threads on thirty-two cold keys are all inside the body at one time."""
+    inside = threading.Barrier(32)
+
+    @cached(store)
+    def f(x: int) -> int:
+        inside.wait(30)
+        return x
+
+    assert together(32, f) == list(range(32))
+
+
+def test_waiters_share_the_exception(store: KVStoreProtocol) -> None:
+    """Nobody queues to repeat a failure: all who waited get the one exception."""
+    calls: List[int] = []
+    waiting = threading.Event()
+
+    @cached(store)
+    def f(x: int) -> int:
+        calls.append(x)
+        waiting.wait(0.2)
+        raise LookupError("not today")
+
+    def attempt(index: int) -> str:
+        with pytest.raises(LookupError) as info:
+            f(1)
+        return str(info.value)
+
+    assert together(8, attempt) == ["not today"] * 8
+    assert len(calls) < 8
+
+
+def test_recursion_computes(store: KVStoreProtocol) -> None:
+    """A function that calls itself, with other or with the same arguments, computes."""
+    depth: List[int] = []
+
+    @cached(store)
+    def fibonacci(n: int) -> int:
+        return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+    @cached(store, lock="store")
+    def itself(n: int) -> int:
+        depth.append(n)
+        return n if len(depth) > 3 else itself(n)
+
+    assert fibonacci(30) == 832040
+    assert itself(7) == 7
+
+
+def test_a_circle_between_threads_does_not_hang(store: KVStoreProtocol) -> None:
+    """Two threads inside of a and b that call b and a compute instead of waiting for ever."""
+    meet = threading.Barrier(2)
+    first = threading.local()
+
+    def meet_once() -> None:
+        if not getattr(first, "met", False):
+            first.met = True
+            meet.wait(30)
+
+    @cached(store)
+    def a(x: int) -> int:
+        meet_once()
+        return 1 if getattr(first, "deep", False) else b_of(x)
+
+    @cached(store)
+    def b(x: int) -> int:
+        meet_once()
+        return 2 if getattr(first, "deep", False) else a_of(x)
+
+    def a_of(x: int) -> int:
+        first.deep = True
+        return a(x)
+
+    def b_of(x: int) -> int:
+        first.deep = True
+        return b(x)
+
+    results = together(2, lambda index: (a, b)[index](1))
+    assert all(result in (1, 2) for result in results)
+
+
+def test_a_finished_key_is_not_computed_again(store: KVStoreProtocol) -> None:
+    """Who saw a miss just before another landed looks again instead of computing."""
+    calls: List[int] = []
+
+    @cached(store)
+    def f(x: int) -> int:
+        calls.append(x)
+        return x
+
+    for index in range(30):
+        together(4, lambda _, key=index: f(key))
+    assert sorted(calls) == list(range(30))
+
+
+def test_who_waits_too_long_computes(caplog: pytest.LogCaptureFixture) -> None:
+    """After lock_timeout a waiter computes for itself, with a warning."""
+    hanging, release = threading.Event(), threading.Event()
+    calls: List[int] = []
+
+    @cached(MemoryKVStore(), lock_timeout=0.05, namespace="hang")
+    def f(x: int) -> int:
+        calls.append(x)
+        if len(calls) == 1:
+            hanging.set()
+            release.wait(30)
+        return x
+
+    with ThreadPoolExecutor(1) as pool:
+        stuck = pool.submit(f, 1)
+        assert hanging.wait(30)
+        assert f(1) == 1
+        release.set()
+        assert stuck.result(30) == 1
+    assert calls == [1, 1]
+    assert "computing it here, too" in caplog.text
+
+
+def test_invalidated_meanwhile_is_not_kept(store: KVStoreProtocol) -> None:
+    """What was computed from before an invalidate() goes to its callers, not into the store."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    @cached(store)
+    def f(x: int) -> str:
+        if not inside.is_set():
+            inside.set()
+            go_on.wait(30)
+            return "old"
+        return "new"
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(f, 1)
+        assert inside.wait(30)
+        f.invalidate(1)
+        assert f(1) == "new"
+        go_on.set()
+        assert slow.result(30) == "old"
+    assert f(1) == "new"
+
+
+def test_bookkeeping_empties_itself(store: KVStoreProtocol) -> None:
+    """When all calls are over no flight and no lock is left behind."""
+
+    @cached(store, lock="store")
+    def f(x: int) -> int:
+        if x % 3 == 0:
+            raise ValueError(x)
+        return x
+
+    def attempt(index: int) -> None:
+        try:
+            f(index % 5)
+        except ValueError:
+            pass
+
+    together(8, attempt)
+    from kv_store_adapter.leases import _thread_locks
+
+    assert len(f._self_cached.flow.board) == 0
+    assert not _thread_locks
+    assert flights.chain.get() == ()
+
+
+def _count_and_call(where: str, folder: str, start: Any, done: Any) -> None:
+    store: KVStoreProtocol
+    if where.startswith("redis"):
+        store = RedisKVStore.from_url(where, socket_timeout=20)
+    else:
+        store = DiskKVStore(where)
+
+    @cached(store, lock="store", namespace="one")
+    def f(x: int) -> int:
+        Path(folder, f"{os.getpid()}-{x}").touch()
+        threading.Event().wait(0.3)
+        return x * 2
+
+    start.wait(60)
+    done.put(f(21))
+
+
+def test_processes_share_one_computation(shared_store: Any, tmp_path: Path) -> None:
+    """Eight processes with lock="store" run the body once, on disk and on Redis."""
+    if isinstance(shared_store, DiskKVStore):
+        where = shared_store.path
+    else:
+        port = shared_store._client.connection_pool.connection_kwargs["port"]
+        where = f"redis://127.0.0.1:{port}/0"
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    context = multiprocessing.get_context("spawn")
+    start, done = context.Barrier(8), context.Queue()
+    workers = [
+        context.Process(target=_count_and_call, args=(where, str(folder), start, done))
+        for _ in range(8)
+    ]
+    for worker in workers:
+        worker.start()
+    assert [done.get(timeout=90) for _ in workers] == [42] * 8
+    for worker in workers:
+        worker.join(30)
+    assert len(list(folder.iterdir())) == 1
+
+
+def _hold_and_hang(where: str, held: Any) -> None:
+    store = DiskKVStore(where)
+
+    @cached(store, lock="store", lock_ttl=1.0, namespace="killed")
+    def f(x: int) -> int:
+        held.set()
+        threading.Event().wait(60)
+        return x
+
+    f(1)
+
+
+def test_a_killed_holder_delays_by_its_lease(tmp_path: Path) -> None:
+    """A process that is killed inside the body holds others up for no longer than its lease."""
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    holder = context.Process(target=_hold_and_hang, args=(str(tmp_path / "store"), held))
+    holder.start()
+    assert held.wait(60)
+    holder.kill()
+    holder.join(30)
+
+    @cached(DiskKVStore(tmp_path / "store"), lock="store", lock_ttl=1.0, namespace="killed")
+    def f(x: int) -> int:
+        return x
+
+    assert f(1) == 1
+
+
+def test_ten_thousand_tasks_run_the_body_once(store: KVStoreProtocol) -> None:
+    """Ten thousand tasks on one event loop and a cold key run the body once."""
+    calls: List[int] = []
+
+    @cached(store)
+    async def f(x: int) -> int:
+        calls.append(x)
+        await asyncio.sleep(0)
+        return x
+
+    async def main() -> List[int]:
+        return await asyncio.gather(*[f(1) for _ in range(10_000)])
+
+    assert set(asyncio.run(main())) == {1}
+    assert calls == [1]
+
+
+def test_cancelling_the_first_lets_another_finish(store: KVStoreProtocol) -> None:
+    """When the computing task is cancelled another one takes over; the rest never notice."""
+    calls: List[int] = []
+
+    @cached(store)
+    async def f(x: int) -> int:
+        calls.append(x)
+        if len(calls) == 1:
+            await asyncio.sleep(60)
+        return x
+
+    async def main() -> List[Any]:
+        first = asyncio.ensure_future(f(1))
+        while not calls:
+            await asyncio.sleep(0.001)
+        others = [asyncio.ensure_future(f(1)) for _ in range(20)]
+        while f.cache_info().waits < 20:
+            await asyncio.sleep(0.001)
+        first.cancel()
+        return await asyncio.gather(first, *others, return_exceptions=True)
+
+    first, *others = asyncio.run(asyncio.wait_for(main(), 30))
+    assert isinstance(first, asyncio.CancelledError)
+    assert others == [1] * 20
+    assert len(calls) == 2
+
+
+def test_all_cancelled_leaves_nothing(store: KVStoreProtocol) -> None:
+    """When everybody is cancelled nothing is left behind, and the next call computes."""
+    calls: List[int] = []
+
+    @cached(store)
+    async def f(x: int) -> int:
+        calls.append(x)
+        if len(calls) == 1:
+            await asyncio.sleep(60)
+        return x
+
+    async def main() -> int:
+        tasks = [asyncio.ensure_future(f(1)) for _ in range(5)]
+        while not calls or f.cache_info().waits < 4:
+            await asyncio.sleep(0.001)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert len(f._self_cached.flow.board) == 0
+        return await f(1)
+
+    assert asyncio.run(asyncio.wait_for(main(), 30)) == 1
+
+
+def test_a_child_task_that_needs_the_same_key_computes() -> None:
+    """A body that starts a task for its own key does not wait for itself."""
+    depth: List[int] = []
+
+    @cached(MemoryKVStore())
+    async def f(x: int) -> int:
+        depth.append(x)
+        if len(depth) == 1:
+            return (await asyncio.gather(f(x), f(x)))[0]
+        return x
+
+    assert asyncio.run(asyncio.wait_for(f(5), 30)) == 5
+
+
+def test_tasks_on_two_loops_share_one_computation() -> None:
+    """Tasks of event loops in different threads wait for one computation."""
+    calls: List[int] = []
+
+    @cached(MemoryKVStore())
+    async def f(x: int) -> int:
+        calls.append(x)
+        await asyncio.sleep(0.2)
+        return x
+
+    assert together(4, lambda index: asyncio.run(f(1))) == [1] * 4
+    assert calls == [1]

@@ -1,0 +1,227 @@
+"""A store in trouble: a warning and a plain call, never the answer; one wait, then a breaker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any, List
+
+import pytest
+
+from kv_store_adapter import (
+    KVStoreProtocol,
+    MemoryKVStore,
+    RedisKVStore,
+    SerializationError,
+    StoreUnavailableError,
+    cached,
+    cached_many,
+)
+from kv_store_adapter.caching import health
+
+
+class Broken(MemoryKVStore):
+    """A store that fails when told to, and counts how often it is asked."""
+
+    waits = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = False
+        self.asked = 0
+
+    def _ask(self) -> None:
+        self.asked += 1
+        if self.down:
+            raise StoreUnavailableError("the server is down")
+
+    def reader(self, namespace: Any = None) -> Any:
+        read = super().reader(namespace)
+
+        def ask(key: str) -> Any:
+            self._ask()
+            return read(key)
+
+        return ask
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        self._ask()
+        return super().get(*args, **kwargs)
+
+    def get_many(self, *args: Any, **kwargs: Any) -> Any:
+        self._ask()
+        return super().get_many(*args, **kwargs)
+
+    def set(self, *args: Any, **kwargs: Any) -> None:
+        self._ask()
+        super().set(*args, **kwargs)
+
+    def set_many(self, *args: Any, **kwargs: Any) -> None:
+        self._ask()
+        super().set_many(*args, **kwargs)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> List[float]:
+    """The breaker's clock, which a test moves by hand."""
+    now = [1000.0]
+    monkeypatch.setattr(health.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_store_that_is_down_costs_one_wait(
+    clock: List[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Calls go on computing; the store is asked once, then after 1, 2, 4 ... 30 s."""
+    store = Broken()
+
+    @cached(store)
+    def f(x: int) -> int:
+        return x
+
+    store.down = True
+    assert [f(x) for x in range(100)] == list(range(100))
+    assert store.asked == 1
+    assert caplog.text.count("the server is down") == 1
+    for pause in (1, 2, 4, 8, 16, 30, 30):
+        clock[0] += pause - 0.01
+        f(1)
+        asked = store.asked
+        clock[0] += 0.02
+        f(1)
+        f(1)
+        assert store.asked == asked + 1
+    store.down = False
+    clock[0] += 31
+    f(1)
+    assert f(1) == 1
+    assert f.cache_info().hits == 1
+    assert f.cache_info().errors > 100
+
+
+def test_on_error_raise(clock: List[float]) -> None:
+    """on_error="raise" passes the store's error on, and an open breaker raises at once."""
+    store = Broken()
+
+    @cached(store, on_error="raise")
+    def f(x: int) -> int:
+        return x
+
+    f(1)
+    store.down = True
+    for _ in range(5):
+        with pytest.raises(StoreUnavailableError):
+            f(1)
+    assert store.asked == 3
+
+
+def test_coroutines_compute_without_their_store(clock: List[float]) -> None:
+    """A coroutine function goes on answering while its store is down."""
+    store = Broken()
+
+    @cached(store)
+    async def f(x: int) -> int:
+        return x
+
+    async def main() -> List[int]:
+        store.down = True
+        return [await f(x) for x in range(20)]
+
+    assert asyncio.run(main()) == list(range(20))
+    assert store.asked == 1
+
+
+def test_many_computes_without_its_store(clock: List[float]) -> None:
+    """cached_many goes on answering while its store is down."""
+    store = Broken()
+
+    @cached_many(store)
+    def f(ids: List[int]) -> Any:
+        return {i: -i for i in ids}
+
+    store.down = True
+    assert [f([1, 2]), f([2, 3])] == [{1: -1, 2: -2}, {2: -2, 3: -3}]
+    assert store.asked == 1
+
+
+def test_a_dead_server_costs_about_a_second() -> None:
+    """With nothing listening, fifty calls cost one refused connection each second, not fifty."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    store = RedisKVStore(port=port)
+    f = cached(store, namespace="dead")(lambda x: x)
+    started = time.monotonic()
+    assert [f(x) for x in range(50)] == list(range(50))
+    assert time.monotonic() - started < 3
+
+
+def test_what_cant_be_serialised_is_answered(
+    shared_store: KVStoreProtocol, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A result that does not serialise is returned with a warning; "raise" raises."""
+
+    @cached(shared_store, namespace="unserialisable")
+    def f(x: int) -> Any:
+        return lambda: x
+
+    @cached(shared_store, namespace="strict", on_error="raise")
+    def g(x: int) -> Any:
+        return lambda: x
+
+    assert f(1)() == 1
+    assert f(1)() == 1
+    assert "can't be serialised" in caplog.text
+    assert f.cache_info().errors == 2
+    with pytest.raises(SerializationError):
+        g(1)
+
+
+@pytest.mark.parametrize("on_error", ["compute", "raise"])
+def test_an_unreadable_entry_is_a_miss(
+    on_error: str, shared_store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An entry that can't be read is computed anew and overwritten, with one warning."""
+
+    @cached(shared_store, namespace="unreadable", on_error=on_error)
+    def f(x: int) -> int:
+        return x
+
+    class Gone:
+        pass
+
+    Gone.__qualname__ = "Gone"
+    globals()["Gone"] = Gone
+    shared_store.set(f.cache_key(1), Gone(), "unreadable")
+    del globals()["Gone"]
+    with pytest.raises(SerializationError):
+        shared_store.get(f.cache_key(1), "unreadable")
+    assert f(1) == 1
+    assert caplog.text.count("computed and overwritten") == 1
+    assert shared_store.get(f.cache_key(1), "unreadable") == 1
+
+
+def test_a_closed_store_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """A function whose store was closed under it goes on computing, with a warning."""
+    store = MemoryKVStore()
+    f = cached(store, namespace="closed")(lambda x: x)
+    f(1)
+    store.close()
+    assert f(1) == 1
+    assert "closed" in caplog.text
+
+
+def test_warnings_are_limited_and_counted(
+    clock: List[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning a minute of a kind; the next one says how many there were between."""
+    caplog.set_level(logging.WARNING, "kv_store_adapter")
+    for _ in range(10):
+        health.warn("f", "kind", "trouble with %s", "x")
+    assert len(caplog.records) == 1
+    clock[0] += 61
+    health.warn("f", "kind", "trouble with %s", "x")
+    assert "9 more like this" in caplog.records[-1].getMessage()
