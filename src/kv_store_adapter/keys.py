@@ -15,7 +15,19 @@ import string
 import sys
 import types
 from enum import Enum, Flag
-from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, Sequence, Tuple, Type
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+)
 
 from .exceptions import UnkeyableArgumentError
 
@@ -37,6 +49,10 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 class _Nameless(TypeError):
     """This object has no stable identity. Becomes an `UnkeyableArgumentError` with its parameter."""
+
+    def __init__(self, value: Any, what: Optional[str] = None) -> None:
+        super().__init__(what or f"a {_name(type(value))}")
+        self.value = value
 
 
 # ---------------------------------------------------------------------- values
@@ -66,6 +82,8 @@ def register_key_encoder(kind: Type[Any], encode: Callable[[Any], Any]) -> None:
     """
     if not isinstance(kind, type):
         raise TypeError(f"register_key_encoder takes a class, not {kind!r:.80}.")
+    if kind in _EXACT:
+        raise TypeError(f"{kind.__name__} values have a text already, which can't be changed.")
     if not callable(encode):
         raise TypeError(f"register_key_encoder takes a function, not {type(encode).__name__}.")
     _registered[kind] = encode
@@ -109,7 +127,7 @@ _EXACT: Dict[type, Callable[[Any], str]] = {
     set: lambda value: f"set{{{_sorted(value)}}}",
     frozenset: lambda value: f"frozenset{{{_sorted(value)}}}",
     dict: lambda value: f"{{{_paired(value)}}}",
-    range: repr,
+    range: lambda value: f"range({_listed((value.start, value.stop, value.step))})",
     slice: lambda value: f"slice({_listed((value.start, value.stop, value.step))})",
     type(Ellipsis): str,
     type(NotImplemented): str,
@@ -141,16 +159,18 @@ def _other(value: Any) -> str:
     for base in kind.__mro__:
         if base in _registered:
             return f"{_name(kind)}<{text_of(_registered[base](value))}>"
-    if isinstance(value, Enum):
+    # By issubclass: isinstance() believes what mocks, proxies and ``list[int]`` say they are.
+    if issubclass(kind, Enum):
         # The names of combined flags differ between versions of Python; their numbers don't.
-        which = text_of(value.value) if isinstance(value, Flag) else value.name
-        return f"{_name(kind)}.{which}"
-    if isinstance(value, type):
+        member = value.value if issubclass(kind, Flag) else value.name
+        plain = isinstance(member, str) and member.isascii() and member.isidentifier()
+        return f"{_name(kind)}.{member if plain else text_of(member)}"
+    if issubclass(kind, type):
         return f"<class {_name(value)}>"
     for known, encode in _KNOWN:
         if known(value, kind):
             return encode(value)
-    raise _Nameless(f"a {_name(kind)}")
+    raise _Nameless(value)
 
 
 def _is_of(*names: str) -> Callable[[Any, type], bool]:
@@ -159,27 +179,48 @@ def _is_of(*names: str) -> Callable[[Any, type], bool]:
 
 
 def _datetime_text(value: Any) -> str:
-    zone = value.tzinfo
-    if zone is None:
-        which = ""
-    elif _name(type(zone)) == "datetime.timezone":
-        which = str(zone)
-    else:
-        # zoneinfo and dateutil, pytz: the zone's name; others by class and offset.
-        named = getattr(zone, "key", None) or getattr(zone, "zone", None)
-        which = named or f"{_name(type(zone))} {value.utcoffset()}"
+    which = "" if value.tzinfo is None else _zone_text(value)
     return f"{type(value).__name__}({value.isoformat()},{value.fold},{which})"
 
 
+def _zone_text(value: Any) -> str:
+    zone = value.tzinfo
+    # zoneinfo has the one, pytz the other.
+    named = getattr(zone, "key", None) or getattr(zone, "zone", None)
+    if isinstance(named, str):
+        return f"{_name(type(zone))}({_quoted(named)})"
+    try:
+        return text_of(zone)
+    except _Nameless:
+        return f"{_name(type(zone))}({value.utcoffset()},{_quoted(str(value.tzname()))})"
+
+
+_BY_NAME = (types.FunctionType, types.BuiltinFunctionType)
+
+
 def _callable_text(value: Any) -> str:
-    owner = getattr(value, "__self__", None)
-    if owner is not None and not isinstance(owner, types.ModuleType):
-        return f"<method {value.__name__} of {text_of(owner)}>"
     name = _name(value)
+    own_name = value.__qualname__.rpartition("<locals>.")[2]
+    owner = getattr(value, "__self__", None)
+    if owner is not None and not isinstance(owner, types.ModuleType) and own_name != "<lambda>":
+        return f"<method {name} of {text_of(owner)}>"
     if "<" in value.__qualname__:
         # Two of them may have one name: each call of the outer function makes another.
-        raise _Nameless(f"the local function {name}")
-    return f"<function {name}>"
+        raise _Nameless(value, f"the local function {name}")
+    found: Any = sys.modules.get(value.__module__)
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    path = name
+    while found is not None and found is not value:
+        # A decorator, and the function inside it that has the same name.
+        found = getattr(found, "__wrapped__", None)
+        path += ".__wrapped__"
+    if found is value:
+        return f"<function {path}>"
+    if isinstance(value, _BY_NAME):
+        return f"<function {name}>"
+    # Not what it is called: ``List[int]`` says that it is ``typing.List``.
+    raise _Nameless(value)
 
 
 def _fields_text(value: Any, names: Iterable[str]) -> str:
@@ -187,54 +228,71 @@ def _fields_text(value: Any, names: Iterable[str]) -> str:
     return f"{_name(type(value))}({inside})"
 
 
-def _dataclass_text(value: Any) -> str:
+def _compared(value: Any, what: str) -> None:
     if type(value).__eq__ is object.__eq__:
-        raise _Nameless(f"a {_name(type(value))} (a dataclass with eq=False)")
+        raise _Nameless(value, f"a {_name(type(value))} (a {what} with eq=False)")
+
+
+def _dataclass_text(value: Any) -> str:
+    _compared(value, "dataclass")
     fields = value.__dataclass_fields__.values()
     # ClassVar and InitVar stand among them, too, and are no fields of the instance.
     own = [f.name for f in fields if f.compare and f._field_type.name == "_FIELD"]
     return _fields_text(value, own)
 
 
+def _attrs_text(value: Any) -> str:
+    _compared(value, "class of attrs")
+    return _fields_text(value, [a.name for a in value.__attrs_attrs__ if a.eq])
+
+
+# The plain value inside one of a subclass, whatever __int__ or __str__ of the subclass say.
+_INSIDE: Dict[type, Callable[[Any], Any]] = {
+    int: int.__int__,
+    float: float.__float__,
+    str: str.__str__,
+    bytes: lambda value: bytes.__getitem__(value, slice(None)),
+}
+
+
 def _subclass_text(value: Any) -> str:
     """A subclass of a plain type that adds no attributes, such as ``class UserId(int)``."""
-    if getattr(value, "__dict__", None):
-        raise _Nameless(f"a {_name(type(value))} with attributes")
-    for base in (int, float, str, bytes):
-        if isinstance(value, base):
-            # The plain value inside, whatever __int__ or __str__ of the subclass say.
-            return f"{_name(type(value))}({_EXACT[base](base.__new__(base, _plain(base, value)))})"
-    raise _Nameless(f"a {_name(type(value))}")
-
-
-def _plain(base: Any, value: Any) -> Any:
-    if base is int:
-        return int.__add__(value, 0)
-    if base is float:
-        return float.__add__(value, 0.0) if value else float.__float__(value)
-    return base.__getitem__(value, slice(None))
+    kind = type(value)
+    slots = any(base.__dict__.get("__slots__") for base in kind.__mro__)
+    if slots or getattr(value, "__dict__", None):
+        raise _Nameless(value, f"a {_name(kind)} with attributes")
+    base = next(base for base in _INSIDE if issubclass(kind, base))
+    return f"{_name(kind)}({_EXACT[base](_INSIDE[base](value))})"
 
 
 def _is_numpy(value: Any, kind: type) -> bool:
     numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic, numpy.dtype))
+    return numpy is not None and issubclass(kind, (numpy.ndarray, numpy.generic, numpy.dtype))
 
 
 def _numpy_text(value: Any) -> str:
     numpy = sys.modules["numpy"]
     if isinstance(value, numpy.dtype):
+        if value.subdtype:
+            return f"numpy.dtype({_listed(value.subdtype)})"
         return f"numpy.dtype({text_of(value.descr if value.names else value.str)})"
-    dtype = _numpy_text(value.dtype)
+    scalar = isinstance(value, numpy.generic)
+    if not (scalar or type(value) is numpy.ndarray) or (scalar and value.dtype.hasobject):
+        raise _Nameless(value)
+    # Not the type's name: numpy 2 calls bool_ bool.
+    what = f"numpy.{'scalar' if scalar else 'array'}({_numpy_text(value.dtype)}"
+    if not scalar:
+        what += f",{text_of(value.shape)}"
+    if value.dtype.names:
+        # One by one, because what is between them is anything.
+        return f"{what},{_listed(value[name] for name in value.dtype.names)})"
+    if value.dtype.char in "gG":
+        raise _Nameless(value, "a numpy longdouble, whose bytes are not all its own")
     if value.dtype.hasobject:
-        if value.ndim == 0 or type(value) is not numpy.ndarray:
-            raise _Nameless("a numpy object")
-        return f"numpy.array({dtype},{text_of(value.shape)},{_listed(value.ravel().tolist())})"
-    if isinstance(value, numpy.generic):
-        return f"{type(value).__name__}({dtype},{value.tobytes()!r})"
-    if type(value) is not numpy.ndarray:
-        raise _Nameless(f"a {_name(type(value))}")
-    digest = hashlib.sha256(numpy.ascontiguousarray(value).tobytes()).hexdigest()
-    return f"numpy.array({dtype},{text_of(value.shape)},{digest})"
+        return f"{what},{_listed(value.ravel().tolist())})"
+    if scalar:
+        return f"{what},{value.tobytes()!r})"
+    return f"{what},{hashlib.sha256(numpy.ascontiguousarray(value).tobytes()).hexdigest()})"
 
 
 _PATHLIB = ("pathlib", "pathlib._local")
@@ -244,10 +302,10 @@ _KNOWN: Sequence[Tuple[Callable[[Any, type], bool], Callable[[Any], str]]] = (
     (lambda value, kind: hasattr(kind, "__dataclass_fields__"), _dataclass_text),
     (
         lambda value, kind: hasattr(kind, "__attrs_attrs__"),
-        lambda value: _fields_text(value, [a.name for a in value.__attrs_attrs__ if a.eq]),
+        _attrs_text,
     ),
     (
-        lambda value, kind: isinstance(value, tuple) and hasattr(kind, "_fields"),
+        lambda value, kind: issubclass(kind, tuple) and hasattr(kind, "_fields"),
         lambda value: f"{_name(type(value))}({_listed(value)})",
     ),
     (_is_of("datetime.datetime", "datetime.time"), _datetime_text),
@@ -256,13 +314,20 @@ _KNOWN: Sequence[Tuple[Callable[[Any, type], bool], Callable[[Any], str]]] = (
         _is_of("datetime.timedelta"),
         lambda value: f"timedelta({value.days},{value.seconds},{value.microseconds})",
     ),
-    (_is_of("datetime.timezone"), lambda value: f"timezone({value})"),
     (
-        lambda value, kind: type(value).__module__ == "zoneinfo" and bool(value.key),
-        lambda value: f"ZoneInfo({value.key})",
+        _is_of("datetime.timezone"),
+        lambda value: f"timezone({value.utcoffset(None)},{_quoted(str(value))})",
     ),
-    (_is_of("decimal.Decimal"), lambda value: f"Decimal({value})"),
-    (_is_of("fractions.Fraction"), lambda value: f"Fraction({value})"),
+    (
+        lambda value, kind: _name(kind) == "zoneinfo.ZoneInfo" and bool(value.key),
+        lambda value: f"ZoneInfo({_quoted(value.key)})",
+    ),
+    # The context says whether str() writes 1E+5 or 1e+5.
+    (_is_of("decimal.Decimal"), lambda value: f"Decimal({str(value).replace('e', 'E')})"),
+    (
+        _is_of("fractions.Fraction"),
+        lambda value: f"Fraction({_listed((value.numerator, value.denominator))})",
+    ),
     (_is_of("uuid.UUID"), lambda value: f"UUID({value})"),
     (
         # Python 3.13 keeps them in pathlib._local.
@@ -271,7 +336,7 @@ _KNOWN: Sequence[Tuple[Callable[[Any, type], bool], Callable[[Any], str]]] = (
     ),
     (
         _is_of(*(f"ipaddress.IPv{n}{what}" for n in "46" for what in ("Address", "Network"))),
-        lambda value: f"{type(value).__name__}({value})",
+        lambda value: f"{type(value).__name__}({_quoted(str(value))})",
     ),
     (_is_of("re.Pattern"), lambda value: f"Pattern({text_of(value.pattern)},{value.flags})"),
     (_is_of("collections.deque"), lambda value: f"deque({value.maxlen},{_listed(value)})"),
@@ -284,12 +349,19 @@ _KNOWN: Sequence[Tuple[Callable[[Any, type], bool], Callable[[Any], str]]] = (
     (_is_of("builtins.mappingproxy"), lambda value: f"mappingproxy({_paired(value)})"),
     (_is_numpy, _numpy_text),
     (
-        lambda value, kind: callable(value)
-        and isinstance(getattr(value, "__qualname__", None), str)
-        and isinstance(getattr(value, "__module__", ""), str),
+        # Such as str.upper.
+        lambda value, kind: kind is types.MethodDescriptorType,
+        lambda value: f"<method {_name(value.__objclass__)}.{value.__name__}>",
+    ),
+    (
+        lambda value, kind: (
+            callable(value)
+            and isinstance(getattr(value, "__qualname__", None), str)
+            and isinstance(getattr(value, "__module__", None), str)
+        ),
         _callable_text,
     ),
-    (lambda value, kind: isinstance(value, (int, float, str, bytes)), _subclass_text),
+    (lambda value, kind: issubclass(kind, tuple(_INSIDE)), _subclass_text),
 )
 
 
@@ -331,11 +403,13 @@ def shortened(key: str) -> str:
 def _unkeyable(
     function: str, name: str, value: Any, error: BaseException
 ) -> UnkeyableArgumentError:
-    if isinstance(error, RecursionError):
-        what = "something that contains itself, or is nested too deep"
-    else:
+    inside = f" a {_name(type(value))} that holds"
+    if isinstance(error, _Nameless):
         what = str(error)
-    inside = "" if what.endswith(_name(type(value))) else f" a {_name(type(value))} that holds"
+        if error.value is value:
+            inside = ""
+    else:
+        what = "something that contains itself, or is nested too deep"
     plain = name.lstrip("*")
     return UnkeyableArgumentError(
         f"The argument {plain!r} of {function}() is{inside} {what}, which has no stable identity "
@@ -376,6 +450,11 @@ class Template:
                         f"The template {text!r} names {root or 'a field without name'!r}, and the "
                         f"function has {', '.join(sorted(known)) or 'no parameters'}."
                     )
+                if "{" in (spec or ""):
+                    raise ValueError(
+                        f"The template {text!r} has a field inside the format of another one, "
+                        "which is more than a key can say."
+                    )
                 if escape and self._pieces and not literal and self._pieces[-1][1] is not None:
                     raise ValueError(
                         f"Two fields of the template {text!r} touch, so different values would "
@@ -387,7 +466,9 @@ class Template:
         # A separator of letters alone is recognised by its first one.
         between = [literal for literal in literals[1:] if literal]
         marks.update(lit[0] for lit in between if not any(not char.isalnum() for char in lit))
-        self._escapes = {ord(c): f"%{ord(c):02X}" for c in marks | {"%"}} if escape else {}
+        # What starts an escape must start nothing else.
+        sign = next(c for c in map(chr, range(ord("%"), sys.maxunicode)) if c not in marks)
+        self._escapes = {ord(c): _escaped(c, sign) for c in marks | {sign}} if escape else {}
 
     def fill(self, function: str, arguments: Mapping[str, Any]) -> str:
         """The key for these arguments, by parameter name."""
@@ -397,14 +478,25 @@ class Template:
             parts.append(literal)
             if field is not None:
                 value, _ = formatter.get_field(field, (), arguments)
-                if conversion:
-                    value = formatter.convert_field(value, conversion)
                 try:
+                    if conversion:
+                        value = _converted(value, conversion)
                     text = format(value, spec) if spec else _plain_text(value)
-                except _Nameless as error:
+                except (_Nameless, RecursionError) as error:
                     raise _unkeyable(function, field, value, error) from None
                 parts.append(text.translate(self._escapes))
         return "".join(parts)
+
+
+def _escaped(char: str, sign: str) -> str:
+    return "".join(f"{sign}{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
+
+
+def _converted(value: Any, conversion: str) -> Any:
+    kind = type(value)
+    if kind.__repr__ is object.__repr__ and (conversion != "s" or kind.__str__ is object.__str__):
+        raise _Nameless(value)  # that would be its address
+    return string.Formatter().convert_field(value, conversion)
 
 
 _TEXTUAL = (str, int, float, type(None))

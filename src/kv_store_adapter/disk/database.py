@@ -137,6 +137,10 @@ class Database(forking.Forkable):
         with self._exclusively():
             return self._run(whole, "written")
 
+    def rest(self) -> None:
+        """Close what is idle; the next operation opens anew."""
+        self._close_idle()
+
     def close(self) -> None:
         """Close what is idle now and the rest when it comes back. Twice is fine."""
         with self._changed:
@@ -285,7 +289,7 @@ class Database(forking.Forkable):
         elif "readonly" in text:
             advice = "It is not writable. Look at the owner and the mode of the folder."
         elif "malformed" in text or "not a database" in text:
-            advice = "The database is damaged: DiskKVStore.check(repair=True) keeps what it can."
+            advice = "The database is damaged: DiskKVStore.repair(path) keeps what can be read."
         elif "unable to open" in text:
             advice = "It can't be opened. Is the folder still there, and yours?"
         else:

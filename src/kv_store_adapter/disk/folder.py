@@ -86,7 +86,7 @@ class Folder:
                 "untouched; a disk store needs a folder of its own."
             )
         self._make_folder(os.path.join(self.path, _NAMESPACES))
-        self._make_private(os.path.join(self.path, DATABASE))
+        self.make_private(os.path.join(self.path, DATABASE))
 
     def _check_owner(self, about: os.stat_result) -> None:
         if about.st_uid != os.geteuid():
@@ -110,7 +110,8 @@ class Folder:
                 raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a folder") from None
 
     @staticmethod
-    def _make_private(path: str) -> None:
+    def make_private(path: str) -> None:
+        """Make an empty file with mode 0600, unless there is one."""
         # SQLite gives its own files the mode of the database. Never opened when it exists: closing
         # any handle of a file drops the locks that SQLite holds on it in this process.
         try:
@@ -142,6 +143,15 @@ class Folder:
         label = "default" if namespace is None else namespace
         slug = re.sub(r"[^a-z0-9_]+", "-", label[:40].lower()).strip("-")
         folder = f"{slug}-{secrets.token_hex(8)}"
+        with _as_unavailable(self.path):
+            self._make_folder(self._at(folder))
+            self.write_about(folder, namespace, serializer)
+            self._sync_folder(self._at(folder))
+            self._sync_folder(self._at())
+        return folder
+
+    def write_about(self, folder: str, namespace: Optional[str], serializer: str) -> None:
+        """Write a namespace's metadata: for people and for repairs, the index does not need it."""
         about = {
             "format": 1,
             "name": namespace,
@@ -150,11 +160,14 @@ class Folder:
         }
         with _as_unavailable(self.path):
             self._make_folder(self._at(folder))
+            self._unlink(self._at(folder, _ABOUT))
             with self._create(self._at(folder, _ABOUT)) as file:
                 _write_all(file, json.dumps(about, indent=2).encode("ascii") + b"\n")
-            self._sync_folder(self._at(folder))
-            self._sync_folder(self._at())
-        return folder
+
+    def set_aside(self, folder: str, aside: str) -> None:
+        """Move a namespace's folder away, with all that is in it."""
+        with _as_unavailable(self.path):
+            os.replace(self._at(folder), os.path.join(aside, folder))
 
     def read_about(self, folder: str) -> Any:
         """The metadata of a namespace's folder, or `SerializationError` where it is damaged."""

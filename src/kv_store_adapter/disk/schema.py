@@ -9,7 +9,7 @@ from typing import Callable
 from ..exceptions import StoreFormatError
 from .database import Database, is_busy
 
-__all__ = ["FORMAT", "preparer", "set_up"]
+__all__ = ["FORMAT", "make", "preparer", "set_up"]
 
 _log = logging.getLogger("kv_store_adapter")
 
@@ -87,14 +87,9 @@ def set_up(database: Database, serializer: str) -> None:
             )
         return True
 
-    def make(connection: sqlite3.Connection) -> None:
-        if look(connection):
-            return  # another process was faster
-        for statement in _split(_TABLES):
-            connection.execute(statement)
-        connection.execute("INSERT INTO meta VALUES('serializer', ?)", (serializer,))
-        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version={FORMAT}")
+    def make_once(connection: sqlite3.Connection) -> None:
+        if not look(connection):  # else another process was faster
+            make(connection, serializer)
 
     def use_wal(connection: sqlite3.Connection) -> None:
         # Fails with "database is locked" while another process does the same, whatever SQLite's
@@ -117,7 +112,7 @@ def set_up(database: Database, serializer: str) -> None:
 
     if not database.read(look):
         database.read(use_wal)
-        database.transaction(make)
+        database.transaction(make_once)
     ((stored,),) = database.fetch("SELECT value FROM meta WHERE name = 'serializer'")
     if stored != serializer:
         raise StoreFormatError(
@@ -125,6 +120,15 @@ def set_up(database: Database, serializer: str) -> None:
             f"{serializer!r}. They were left untouched; pass the serializer they were written "
             "with, or choose another folder."
         )
+
+
+def make(connection: sqlite3.Connection, serializer: str) -> None:
+    """Make the tables, inside of the caller's transaction."""
+    for statement in _split(_TABLES):
+        connection.execute(statement)
+    connection.execute("INSERT INTO meta VALUES('serializer', ?)", (serializer,))
+    connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version={FORMAT}")
 
 
 def _split(script: str) -> list[str]:

@@ -20,7 +20,7 @@ from typing import (
     Union,
 )
 
-from ..exceptions import KeyNotFoundError, SerializationError, StoreUnavailableError, where
+from ..exceptions import KeyNotFoundError, StoreFormatError, StoreUnavailableError, where
 from ..protocol import KVStoreProtocol, check_keys
 from ..rules import MISSING, TTL, check_key, check_namespace, check_ttl, literal_prefix, matcher
 from ..serializers import Codec
@@ -570,10 +570,43 @@ class DiskKVStore(KVStoreProtocol):
             repair: Set the damage aside: damaged entries are deleted, and a damaged database is
                 moved to ``damaged-...`` inside the folder after all that can still be read was
                 copied into a new one. No other process may use the store meanwhile.
+
+        Returns:
+            A `Damage` for each thing that is not as it was written. Large values that were
+            truncated or swapped are always found, silent bit rot with ``verify=True``.
         """
         from .repair import check
 
-        return check(self, repair=repair)
+        return check(self._database, self._folder, self._serializer_name, repair=repair)
+
+    @classmethod
+    def repair(cls, path: Union[str, os.PathLike[str]], **options: Any) -> List[Damage]:
+        """Open a store that is too damaged to be opened, and ``check(repair=True)`` it.
+
+        Args:
+            path: The folder.
+            options: As for the constructor. The serializer is taken at its word.
+
+        Returns:
+            What was damaged; for a database that could not be opened one `Damage` that says so.
+        """
+        from .repair import Damage, rebuild
+
+        found = []
+        try:
+            store = cls(path, **options)
+        except StoreFormatError:
+            raise  # not damaged, but somebody else's
+        except StoreUnavailableError as error:
+            if not isinstance(error.__cause__, sqlite3.DatabaseError):
+                raise
+            found.append(Damage("database", None, None, str(error.__cause__)))
+            root = os.path.abspath(os.path.expanduser(os.fspath(path)))
+            folder = Folder(root, trust_root=bool(options.get("trust_root")), durable=False)
+            rebuild(folder, Codec(options.get("serializer")).name)
+            store = cls(path, **options)
+        with store:
+            return found + store.check(repair=True)
 
     def close(self) -> None:
         """Close the connections. Every operation after this raises `StoreClosedError`."""

@@ -1,0 +1,185 @@
+"""What `DiskKVStore.check` does: read everything, say what is damaged, keep what can be read."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import time
+import zlib
+from typing import TYPE_CHECKING, Any, Iterator, List, NamedTuple, Optional, Tuple
+
+from ..exceptions import KVStoreError, SerializationError
+from . import schema
+from .folder import DATABASE, Folder
+
+if TYPE_CHECKING:
+    from .database import Database
+
+__all__ = ["Damage", "check", "rebuild"]
+
+_PAGE = 200
+
+
+class Damage(NamedTuple):
+    """One thing that is not as it was written.
+
+    Attributes:
+        what: ``"database"``, ``"namespace"`` or ``"entry"``.
+        namespace: The namespace it is in, ``None`` for the default one (or for the database).
+        key: The key, for an entry.
+        problem: What is wrong with it.
+    """
+
+    what: str
+    namespace: Optional[str]
+    key: Optional[str]
+    problem: str
+
+
+def check(database: Database, folder: Folder, serializer: str, *, repair: bool) -> List[Damage]:
+    """Read everything that a store holds.
+
+    Values are compared with what the index says of them (size, file, checksum where there is one);
+    they are not unpickled: what another version of the program wrote is not damaged.
+    """
+    found = _check_database(database)
+    if found and repair:
+        database.rest()
+        rebuild(folder, serializer)
+    if found and not repair:
+        return found  # what a damaged index says of the rest means nothing
+    found += _check_namespaces(database, folder, serializer, repair=repair)
+    for damage, number in _check_entries(database, folder):
+        found.append(damage)
+        if repair:
+            database.write("DELETE FROM entries WHERE id = ?", (number,))
+    return found
+
+
+def _check_database(database: Database) -> List[Damage]:
+    try:
+        problems = database.fetch("PRAGMA integrity_check(20)")
+    except KVStoreError as error:
+        return [Damage("database", None, None, str(error.__cause__ or error))]
+    return [Damage("database", None, None, str(p)) for (p,) in problems if p != "ok"]
+
+
+def _check_namespaces(
+    database: Database, folder: Folder, serializer: str, *, repair: bool
+) -> List[Damage]:
+    found = []
+    for name, place in database.fetch("SELECT name, folder FROM namespaces"):
+        namespace = name or None
+        try:
+            about = folder.read_about(place)
+            if about["name"] == namespace:
+                continue
+            problem = f"its metadata names {about['name']!r}"
+        except SerializationError as error:
+            problem = str(error)
+        found.append(Damage("namespace", namespace, None, problem))
+        if repair:
+            folder.write_about(place, namespace, serializer)
+    return found
+
+
+def _check_entries(database: Database, folder: Folder) -> Iterator[Tuple[Damage, int]]:
+    last = 0
+    while True:
+        rows = database.fetch(
+            "SELECT entries.id, name, key, value, size, file, digest FROM entries "
+            f"JOIN namespaces ON namespaces.id = ns WHERE entries.id > ? ORDER BY 1 LIMIT {_PAGE}",
+            (last,),
+        )
+        for number, name, key, value, size, file, digest in rows:
+            last = number
+            namespace = name or None
+            try:
+                problem = None
+                data = value
+                if file is not None:
+                    data = folder.read_file(file, size, key, namespace)
+                if type(data) is not bytes or len(data) != size:
+                    problem = "its size is not what was written"
+                elif digest is not None and digest != zlib.crc32(
+                    data, zlib.crc32(key.encode("utf-8"))
+                ):
+                    problem = "its checksum does not fit"
+            except FileNotFoundError:
+                now = database.fetch_one("SELECT file FROM entries WHERE id = ?", (number,))
+                # Replaced while we looked: then there is nothing wrong.
+                problem = "its file is missing" if now is not None and now[0] == file else None
+            except KVStoreError as error:
+                problem = str(error)
+            if problem is not None:
+                yield Damage("entry", namespace, key, problem), number
+        if len(rows) < _PAGE:
+            return
+
+
+def rebuild(folder: Folder, serializer: str) -> str:
+    """Move a damaged database aside and put a new one in its place, with all that can be read.
+
+    Nobody else may use the store meanwhile.
+
+    Returns:
+        Where the damaged files are now.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    aside = os.path.join(folder.path, f"damaged-{stamp}-{secrets.token_hex(4)}")
+    os.mkdir(aside, 0o700)
+    fresh_path = os.path.join(aside, "rebuilt.sqlite3")
+    folder.make_private(fresh_path)
+    fresh = sqlite3.connect(fresh_path, isolation_level=None)
+    try:
+        fresh.execute("BEGIN IMMEDIATE")
+        schema.make(fresh, serializer)
+        for table in ("namespaces", "entries"):
+            _copy(folder.database, fresh, table)
+        # An entry whose namespace could not be read has no name any more.
+        fresh.execute("DELETE FROM entries WHERE ns NOT IN (SELECT id FROM namespaces)")
+        fresh.execute("DELETE FROM garbage")
+        fresh.execute("COMMIT")
+        fresh.execute("PRAGMA journal_mode=WAL")
+        known = {place for (place,) in fresh.execute("SELECT folder FROM namespaces")}
+    finally:
+        fresh.close()
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        if os.path.lexists(folder.database + suffix):
+            os.replace(folder.database + suffix, os.path.join(aside, DATABASE + suffix))
+    os.replace(fresh_path, folder.database)
+    for name, _ in list(folder.folders()):
+        if name not in known:
+            folder.set_aside(name, aside)
+    return aside
+
+
+def _copy(path: str, fresh: sqlite3.Connection, table: str) -> None:
+    """Copy the rows that can be read: from the front, and from the back where the front breaks."""
+    for direction in ("ASC", "DESC"):
+        old = sqlite3.connect(path, isolation_level=None)
+        # Text that is no UTF-8 any more is damage, too: the row is left out.
+        try:
+            rows = old.execute(f"SELECT * FROM {table} ORDER BY id {direction}")
+            for row in _readable(rows):
+                marks = ",".join("?" * len(row))
+                fresh.execute(f"INSERT OR IGNORE INTO {table} VALUES({marks})", row)
+            return
+        except sqlite3.Error:
+            continue
+        finally:
+            old.close()
+
+
+def _readable(rows: sqlite3.Cursor) -> Iterator[Tuple[Any, ...]]:
+    while True:
+        try:
+            row = rows.fetchone()
+        except sqlite3.OperationalError as error:
+            if "UTF-8" not in str(error):
+                raise
+            continue
+        if row is None:
+            return
+        yield row
