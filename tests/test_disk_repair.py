@@ -14,7 +14,7 @@ from kv_store_adapter import DiskKVStore, SerializationError, StoreFormatError, 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A store with small and large values in two namespaces."""
-    with DiskKVStore(tmp_path / "store", verify=True) as store:
+    with DiskKVStore(tmp_path / "store", verify=True, spill_threshold=32_768) as store:
         for index in range(600):
             value = "x" * (50_000 if index % 50 == 0 else 500)
             store.set(f"k{index}", [index, value], "named" if index % 2 else None)

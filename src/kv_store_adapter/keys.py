@@ -1,7 +1,8 @@
 """How a call becomes a key. One law: equal keys if and only if equal calls.
 
-`text_of` writes a value as text that no other value has: exact about types (``1``, ``1.0``, ``True``
-and ``"1"`` are four texts), the same in every process, hash seed and Python version, and readable.
+`text_of` writes a value as text that no other value has: exact about types (``1``, ``1.0``,
+``True`` and ``"1"`` are four texts), the same in every process, hash seed and Python version, and
+readable.
 A value that does not say who it is has no text: that is an error, never its address or its repr.
 """
 
@@ -48,7 +49,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class _Nameless(TypeError):
-    """This object has no stable identity. Becomes an `UnkeyableArgumentError` with its parameter."""
+    """This object has no stable identity. Becomes an `UnkeyableArgumentError`."""
 
     def __init__(self, value: Any, what: Optional[str] = None) -> None:
         super().__init__(what or f"a {_name(type(value))}")
@@ -217,9 +218,10 @@ def _callable_text(value: Any) -> str:
         path += ".__wrapped__"
     if found is value:
         return f"<function {path}>"
-    if isinstance(value, _BY_NAME):
+    if type(value) in _BY_NAME and not hasattr(value, "__wrapped__"):
         return f"<function {name}>"
-    # Not what it is called: ``List[int]`` says that it is ``typing.List``.
+    # Not what it is called: ``List[int]`` says that it is ``typing.List``, a decorated function
+    # that it is the one inside.
     raise _Nameless(value)
 
 
@@ -265,7 +267,7 @@ def _subclass_text(value: Any) -> str:
     return f"{_name(kind)}({_EXACT[base](_INSIDE[base](value))})"
 
 
-def _is_numpy(value: Any, kind: type) -> bool:
+def _is_numpy(_: Any, kind: type) -> bool:
     numpy = sys.modules.get("numpy")
     return numpy is not None and issubclass(kind, (numpy.ndarray, numpy.generic, numpy.dtype))
 
@@ -467,7 +469,8 @@ class Template:
         between = [literal for literal in literals[1:] if literal]
         marks.update(lit[0] for lit in between if not any(not char.isalnum() for char in lit))
         # What starts an escape must start nothing else.
-        sign = next(c for c in map(chr, range(ord("%"), sys.maxunicode)) if c not in marks)
+        signs = map(chr, range(ord("%"), sys.maxunicode))
+        sign = next(c for c in signs if c not in marks and not c.isalnum())
         self._escapes = {ord(c): _escaped(c, sign) for c in marks | {sign}} if escape else {}
 
     def fill(self, function: str, arguments: Mapping[str, Any]) -> str:

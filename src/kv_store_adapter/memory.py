@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from . import forking
 from .eviction import CHUNK, DEADLINE, HITS, KEY, MOST_HITS, S3FIFO, TABLE, VALUE, Evictable
@@ -231,12 +231,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         The function reads the namespace's own dictionary: about three dictionary look-ups' time.
         """
         namespace = check_namespace(namespace)
-        with self._lock:
-            table = self._tables.get(namespace)
-            if table is None:
-                table = self._tables[namespace] = _Table(namespace)
-            # From now on this table is emptied, never replaced.
-            table.bound = True
+        table = self._bind(namespace)
         find = table.get
         bounded, codec = self._policy is not None, self._codec
 
@@ -256,6 +251,22 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             return entry[0] if codec is None else codec.decode(entry[0], key, namespace)
 
         return read
+
+    def finder(self, namespace: Optional[str] = None) -> Callable[[str], Optional[Sequence[Any]]]:
+        """Return a function that looks up a key of `namespace`: ``(value, deadline)`` or ``None``."""
+        if self._policy is not None or self._codec is not None:
+            # Hits are counted there, or values decoded.
+            return super().finder(namespace)
+        return self._bind(check_namespace(namespace)).get
+
+    def _bind(self, namespace: Optional[str]) -> _Table:
+        """The table of a namespace; from now on it is emptied, never replaced."""
+        with self._lock:
+            table = self._tables.get(namespace)
+            if table is None:
+                table = self._tables[namespace] = _Table(namespace)
+            table.bound = True
+            return table
 
     # ------------------------------------------------------------------ changing, under the lock
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
 from typing import Union
 
 from .exceptions import KeyNotFoundError, StoreClosedError, shown
@@ -199,6 +199,10 @@ class NamespaceView(KVStoreProtocol):
     def reader(self, namespace: Optional[str] = None) -> Callable[[str], Any]:
         """Return a function that looks up a key of one namespace: its value, or `MISSING`."""
         return self._store.reader(self._full(namespace))
+
+    def finder(self, namespace: Optional[str] = None) -> Callable[[str], Optional[Sequence[Any]]]:
+        """Return a function that looks up a key of one namespace, with its deadline."""
+        return self._store.finder(self._full(namespace))
 
     def _lease(self, key: str, namespace: Optional[str], ttl_ms: int) -> Lease:
         return self._store._lease(key, self._full(namespace), ttl_ms)

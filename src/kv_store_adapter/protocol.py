@@ -20,6 +20,7 @@ from typing import (
     List,
     Mapping,
     Optional,
+    Sequence,
     Union,
 )
 
@@ -230,6 +231,21 @@ class KVStoreProtocol(ABC):
                 return MISSING
 
         return read
+
+    def finder(self, namespace: Optional[str] = None) -> Callable[[str], Optional[Sequence[Any]]]:
+        """Return a function that looks up a key of one namespace: ``(value, deadline)`` or ``None``.
+
+        Like `reader`, for callers that compare the deadline with ``time.time()`` themselves; it is
+        ``None`` where there is no expiry, or where it was compared already. A store that keeps
+        entries in this very shape answers with its dictionary's own look-up, in C.
+        """
+        read = self.reader(namespace)
+
+        def find(key: str) -> Optional[Sequence[Any]]:
+            value = read(key)
+            return None if value is MISSING else (value, None)
+
+        return find
 
     def invalidate_tag(self, tag: str) -> None:
         """Make every cached result that carries `tag` a miss, for all processes at once.

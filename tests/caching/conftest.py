@@ -26,7 +26,8 @@ def open_kind(kind: str, request: Any) -> KVStoreProtocol:
     if kind == "fakeredis":
         return RedisKVStore(client=fakeredis.FakeRedis(server=fakeredis.FakeServer()))
     # A test that meets a busy machine must not fail by the second a dead server may cost.
-    return RedisKVStore(port=request.getfixturevalue("redis_server").port, socket_timeout=20)
+    port = request.getfixturevalue("redis_server").port
+    return RedisKVStore(port=port, socket_timeout=20, socket_connect_timeout=20)
 
 
 @pytest.fixture(params=KINDS)

@@ -336,19 +336,22 @@ class Flow:
         except Exception as error:  # in the background nobody else would hear of it
             outcome = Outcome(error=error)
         finally:
+            if outcome is not None and outcome.error is not None:
+                self._refresh_failed(key, outcome.error)
             self.board.land(flight, outcome)
             if held is not None:
                 yield "unlock", (held,)
-        if outcome.error is not None:
-            self.tally.errors.add()
-            warn(
-                self.name,
-                "refresh",
-                "refreshing %s failed, the old value stays for now: %s: %s",
-                where(key, self.namespace),
-                type(outcome.error).__name__,
-                outcome.error,
-            )
+
+    def _refresh_failed(self, key: str, error: BaseException) -> None:
+        self.tally.errors.add()
+        warn(
+            self.name,
+            "refresh",
+            "refreshing %s failed, the old value stays for now: %s: %s",
+            where(key, self.namespace),
+            type(error).__name__,
+            error,
+        )
 
     def refresh(self, values: Tuple[Any, ...]) -> Steps:
         """Compute now and replace what is stored; if that fails, the old value stays."""

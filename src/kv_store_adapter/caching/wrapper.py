@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 import types
 from importlib import import_module
 from inspect import getattr_static
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 import wrapt
 
 from ..exceptions import KVStoreError
-from ..rules import MISSING
 from .drivers import AsyncDriver, PlainDriver
 from .flow import Flow
 from .switch import off
@@ -242,25 +242,26 @@ def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
             f"{pad}    {p}key = {p}find({arguments})",
             f"{pad}    if {p}key is not None:",
             f"{pad}        try:",
-            f"{pad}            {p}value = {p}read({p}key)",
+            f"{pad}            {p}entry = {p}read({p}key)",
             f"{pad}        except {p}Error as {p}error:",
             f"{pad}            return {slow}, {p}error)",
-            f"{pad}        if {p}value is not {p}MISSING:",
-            f"{pad}            {p}hit()",
-            f"{pad}            return {p}value",
+            f"{pad}        if {p}entry is not None:",
+            f"{pad}            {p}until = {p}entry[1]",
+            f"{pad}            if {p}until is None or {p}until > {p}time.time():",
+            f"{pad}                {p}hit()",
+            f"{pad}                return {p}entry[0]",
             f"{pad}return {'await ' if is_async else ''}{p}miss({values})",
         ]
     )
-    plain_driver = driver if isinstance(driver, PlainDriver) else driver._plain
     scope = {
         f"{p}off": off,
         f"{p}down": flow.health.reading.open,
         f"{p}type": type,
         f"{p}plain": _PLAIN,
         f"{p}find": remembered.get,
-        f"{p}read": plain_driver.read,
+        f"{p}read": flow.store.finder(flow.namespace),
+        f"{p}time": time,
         f"{p}Error": KVStoreError,
-        f"{p}MISSING": MISSING,
         f"{p}hit": flow.tally.hits.add,
         f"{p}slow": driver.call,
         f"{p}miss": miss,

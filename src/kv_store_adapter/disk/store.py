@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["DiskKVStore"]
 
 #: From this size, in bytes, a value has a file of its own. Measured: see docs/design.md.
-SPILL_THRESHOLD = 32 * 1024
+SPILL_THRESHOLD = 128 * 1024
 
 # How many rows one transaction touches, so that nobody waits long for it.
 _BATCH = 500

@@ -426,30 +426,31 @@ def is_final(error: Exception) -> bool:
 
 def translate(error: Exception, ask: Optional[Ask], client: Any) -> KVStoreError:
     """The one seam: any error of the driver becomes ours, with the driver's as its cause."""
-    import redis
+    from redis import exceptions as driver
 
     if isinstance(error, KVStoreError):
         return error
     text = str(error) or type(error).__name__
     ours: KVStoreError
-    if isinstance(error, redis.ResponseError) and text.startswith("WRONGTYPE"):
+    # By its text, because valkey-py's errors are classes of their own.
+    if text.startswith("WRONGTYPE"):
         ours = WrongTypeError(text)
         ours.__cause__ = error
         return ours
     where = f"Redis at {place_of(client)}"
-    if isinstance(error, (redis.AuthenticationError, redis.AuthorizationError)) or text.startswith(
+    if isinstance(error, (driver.AuthenticationError, driver.AuthorizationError)) or text.startswith(
         ("NOAUTH", "WRONGPASS", "NOPERM")
     ):
         message = f"{where} refuses this login: {text}. Check user name and password."
-    elif isinstance(error, redis.BusyLoadingError):
+    elif isinstance(error, driver.BusyLoadingError):
         message = f"{where} is still loading its data. Try again in a moment."
-    elif isinstance(error, redis.ReadOnlyError):
+    elif isinstance(error, driver.ReadOnlyError):
         message = f"{where} is a read-only replica. Connect to the primary."
-    elif isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError)):
+    elif isinstance(error, (driver.ConnectionError, driver.TimeoutError, OSError)):
         message = f"{where} can't be reached: {text}. Is the server up, and the address right?"
         if ask is not None and ask.writes:
             message += " The write may have been applied all the same."
-    elif isinstance(error, redis.ResponseError):
+    elif isinstance(error, driver.ResponseError):
         message = f"{where} refused the command: {text}."
     else:
         message = f"{where} gave no answer that a Redis gives: {text}. Is it a Redis?"
