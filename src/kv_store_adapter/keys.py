@@ -231,7 +231,8 @@ def _fields_text(value: Any, names: Iterable[str]) -> str:
 
 
 def _compared(value: Any, what: str) -> None:
-    if type(value).__eq__ is object.__eq__:
+    kind: Any = type(value)
+    if kind.__eq__ is object.__eq__:
         raise _Nameless(value, f"a {_name(type(value))} (a {what} with eq=False)")
 
 
@@ -496,7 +497,7 @@ def _escaped(char: str, sign: str) -> str:
 
 
 def _converted(value: Any, conversion: str) -> Any:
-    kind = type(value)
+    kind: Any = type(value)
     if kind.__repr__ is object.__repr__ and (conversion != "s" or kind.__str__ is object.__str__):
         raise _Nameless(value)  # that would be its address
     return string.Formatter().convert_field(value, conversion)

@@ -157,7 +157,9 @@ class KVMapping(MutableMapping[str, Any]):
             return NotImplemented
         return {**dict(other.items()), **dict(self.items())}
 
-    def __ior__(self, other: Union[Mapping[str, Any], Iterable[Tuple[str, Any]]]) -> KVMapping:
+    def __ior__(  # type: ignore[misc]  # takes pairs, too, as that of dict does
+        self, other: Union[Mapping[str, Any], Iterable[Tuple[str, Any]]]
+    ) -> KVMapping:
         self.update(other)
         return self
 

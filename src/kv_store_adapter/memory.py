@@ -399,7 +399,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         if table is None:
             table = self._tables[namespace] = _Table(namespace)
         now = time.time()
-        old = table.get(key)
+        old: Any = table.get(key)
         deadline = None if milliseconds is None else now + milliseconds / 1000
         # The chunk that has the old deadline is swept then, finds the key alive, and passes it on:
         # storing the same key over and over notes it once.

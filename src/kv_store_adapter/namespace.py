@@ -60,9 +60,9 @@ class NamespaceView(KVStoreProtocol):
             name = join_namespaces(store._name, name)  # type: ignore[assignment]  # neither is None
             ttl = store._ttl if ttl is None else ttl
             store = store._store
-        self._store = store
+        self._store: KVStoreProtocol = store
         self._name: str = check_namespace(name)  # type: ignore[assignment]  # as above
-        self._ttl = ttl
+        self._ttl: Union[TTL, NoExpiry, None] = ttl
         self._clear_on_exit = clear_on_exit
         self._closed = False
 
@@ -224,12 +224,7 @@ class NamespaceView(KVStoreProtocol):
         self._full(None)
         return self
 
-    def __exit__(
-        self,
-        exc_type: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         if self._clear_on_exit and not self._closed:
             self._store.clear_namespace(self._name)
 

@@ -383,7 +383,7 @@ def check_lease(ttl: TTL) -> int:
 
 # Derived operations that read and then write take one of these. Stripes, because a third party's
 # store owes us no attribute to keep a lock in; two stores on one stripe only wait for each other.
-_stripes: List[threading.RLock] = []  # type: ignore[valid-type]  # RLock is a function before 3.13
+_stripes: List[threading.RLock] = []
 
 
 def _new_stripes() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
         def dumps(self, value: Any, /) -> bytes:
             """Turn a value into bytes, or raise."""
+            ...
 
         def loads(self, data: bytes, /) -> Any:
             """Turn the bytes back into an equal value, or raise."""

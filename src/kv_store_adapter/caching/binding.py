@@ -111,4 +111,4 @@ class Binding:
         return dict(zip(self.plain_names, values))
 
 
-_STARS = {_KINDS.VAR_POSITIONAL: "*", _KINDS.VAR_KEYWORD: "**"}
+_STARS: Dict[Any, str] = {_KINDS.VAR_POSITIONAL: "*", _KINDS.VAR_KEYWORD: "**"}

@@ -134,7 +134,7 @@ def cached(
         flow = Flow(plain, getattr(plain, "__qualname__", place), store, place, label, options)
         return wrap(flow, kind, is_async, {**parameters, "namespace": place})
 
-    return decorate  # type: ignore[return-value]  # one function, typed by its overloads
+    return decorate
 
 
 def check_store(store: Any) -> None:

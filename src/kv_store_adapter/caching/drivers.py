@@ -292,7 +292,8 @@ class AsyncDriver:
         keys = self._flow.keys(values)
         for key in keys:
             self._flow.board.doom(key)
-        return await self._aio.delete_many(keys, self._namespace) > 0
+        gone: int = await self._aio.delete_many(keys, self._namespace)
+        return gone > 0
 
     async def clear(self) -> None:
         """Drop all results."""

@@ -99,7 +99,7 @@ def cached_many(
         }
         return wrap(flow, kind, is_async, parameters)
 
-    return decorate  # type: ignore[return-value]  # one function, typed by its overloads
+    return decorate
 
 
 class _ManyFlow(Flow):

@@ -196,7 +196,7 @@ def decorate(flow: Flow, kind: str, is_async: bool, parameters: Dict[str, Any]) 
     call = _compile(cached, is_async)
     function = flow.function
     functools.update_wrapper(call, function)
-    return CachedFunction(call, cached, ())
+    return CachedFunction(call, cached, ())  # type: ignore[call-arg]  # the stub says nothing of it
 
 
 def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sqlite3
 import time
 from typing import Any, Callable, Optional, Sequence, Tuple, TypeVar
 
 from ..exceptions import StoreClosedError, StoreUnavailableError
-from .database import Database
-from .folder import Folder
+from .database import Database, is_full
+from .folder import RESERVE, Folder
+from .space import Reserve
 
 __all__ = ["Cleaner"]
 
@@ -34,6 +36,7 @@ class Cleaner:
         self._database = database
         self._folder = folder
         self._size_limit = size_limit
+        self._reserve = Reserve(os.path.join(folder.path, RESERVE), database)
         self._writes = 0
         self._written = 0
 
@@ -53,16 +56,28 @@ class Cleaner:
                 self._written = 0
                 self._quietly(self._shrink)
 
-    def write(self, sql: str, parameters: Sequence[Any]) -> Tuple[int, int]:
-        """A write that frees space."""
-        return self._database.write(sql, parameters)
+    def write(self, sql: str, parameters: Sequence[Any] = ()) -> Tuple[int, int]:
+        """A write that frees space: works on a full disk, too."""
+        return self._in_any_case(lambda: self._database.write(sql, parameters))
 
     def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """A transaction that frees space."""
-        return self._database.transaction(work)
+        """A transaction that frees space: works on a full disk, too."""
+        return self._in_any_case(lambda: self._database.transaction(work))
+
+    def _in_any_case(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except StoreUnavailableError as error:
+            if not is_full(error.__cause__):
+                raise
+        self._reserve.release()
+        try:
+            return work()
+        finally:
+            self._reserve.keep()
 
     def _delete_expired(self) -> int:
-        rows, changes = self._database.write(
+        rows, changes = self.write(
             "DELETE FROM entries WHERE id IN "
             f"(SELECT id FROM entries WHERE expires <= ? LIMIT {_AT_ONCE})",
             (_now(),),
@@ -78,7 +93,7 @@ class Cleaner:
 
         def forget() -> None:
             if self._folder.remove_file(file):
-                self._database.write("DELETE FROM garbage WHERE file = ?", (file,))
+                self.write("DELETE FROM garbage WHERE file = ?", (file,))
 
         self._quietly(forget)
 
@@ -94,7 +109,7 @@ class Cleaner:
         gone = [file for (file,) in rows if self._folder.remove_file(file)]
         if gone:
             marks = ",".join("?" * len(gone))
-            self._database.write(f"DELETE FROM garbage WHERE file IN ({marks})", gone)
+            self.write(f"DELETE FROM garbage WHERE file IN ({marks})", gone)
 
     # ------------------------------------------------------------------ namespaces
 
@@ -102,7 +117,7 @@ class Cleaner:
         """Delete the entries of a cleared namespace, in small transactions, then its folder."""
 
         def some() -> bool:
-            rows, changes = self._database.write(
+            rows, changes = self.write(
                 "DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE ns = ? "
                 f"LIMIT {_CLEARED_AT_ONCE})",
                 (number,),
@@ -118,13 +133,14 @@ class Cleaner:
                 time.sleep(0.001)
             row = self._database.fetch_one("SELECT folder FROM dropped WHERE ns = ?", (number,))
             if row is not None and self._folder.remove_namespace(row[0]):
-                self._database.write("DELETE FROM dropped WHERE ns = ?", (number,))
+                self.write("DELETE FROM dropped WHERE ns = ?", (number,))
 
         # Its keys can't be read any more: what is left over is purge()'s.
         self._quietly(finish)
 
     def reclaim(self) -> None:
         """On opening: finish what processes left that died, as far as it is quick."""
+        self._reserve.keep()
         self.collect()
 
         def unfinished() -> None:
@@ -170,7 +186,7 @@ class Cleaner:
             return empty
 
         while True:
-            empty = self._database.transaction(drop)
+            empty = self.transaction(drop)
             for (number,) in empty:
                 self.empty(number)
             if len(empty) < 1000:
@@ -208,7 +224,7 @@ class Cleaner:
                 return
             over = row[0] - self._size_limit * 0.95
             count = min(_AT_ONCE, max(1, int(row[1] * over / row[0])))
-            rows, changes = self._database.write(
+            rows, changes = self.write(
                 "DELETE FROM entries WHERE id IN (SELECT id FROM entries ORDER BY id LIMIT ?)",
                 (count,),
             )

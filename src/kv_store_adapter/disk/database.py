@@ -33,9 +33,11 @@ def is_busy(error: sqlite3.Error) -> bool:
     return isinstance(error, sqlite3.OperationalError) and ("locked" in text or "busy" in text)
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether the disk was full."""
-    return isinstance(error, sqlite3.OperationalError) and "full" in str(error)
+def is_full(error: Optional[BaseException]) -> bool:
+    """Whether the disk was full, or the file as large as this process may make it."""
+    # "disk I/O error" is what SQLite says of the latter.
+    text = str(error)
+    return isinstance(error, sqlite3.OperationalError) and ("full" in text or "I/O" in text)
 
 
 class Database(forking.Forkable):
@@ -284,7 +286,7 @@ class Database(forking.Forkable):
 
     def _unavailable(self, error: sqlite3.Error) -> StoreUnavailableError:
         text = str(error)
-        if is_full(error):
+        if "full" in text:
             advice = "The disk is full; nothing was changed. Free some space."
         elif "readonly" in text:
             advice = "It is not writable. Look at the owner and the mode of the folder."

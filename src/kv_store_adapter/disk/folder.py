@@ -13,10 +13,12 @@ from typing import IO, Any, Iterator, Optional, Tuple
 
 from ..exceptions import SerializationError, StoreFormatError, StoreUnavailableError, where
 
-__all__ = ["DATABASE", "Folder"]
+__all__ = ["DATABASE", "RESERVE", "Folder"]
 
 #: The database's file name inside the root.
 DATABASE = "kv-store.sqlite3"
+#: The file of nothing that is kept for a full disk.
+RESERVE = "kv-store.reserve"
 _NAMESPACES = "namespaces"
 _ABOUT = "namespace.json"
 
@@ -24,7 +26,7 @@ _ABOUT = "namespace.json"
 _FOLDER_NAME = re.compile(r"[a-z0-9_-]{0,40}-[0-9a-f]{16}")
 _VALUE_NAME = re.compile(r"[0-9a-f]{32}\.value")
 _OURS = re.compile(
-    rf"{re.escape(DATABASE)}(-wal|-shm|-journal)?|{_NAMESPACES}|damaged-.*|lost\+found|\.gitignore"
+    rf"{re.escape(DATABASE)}(-wal|-shm|-journal)?|{RESERVE}|{_NAMESPACES}|damaged-.*|lost\+found|\.gitignore"
 )
 
 # A value file opens with this and its own token: a truncated or swapped file is always noticed.
@@ -267,7 +269,7 @@ class Folder:
                 if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                     raise OSError(errno.EINVAL, "it is not a plain file")
                 head = stream.read(_HEADER)
-                data = stream.readall()  # type: ignore[attr-defined]  # unbuffered: a FileIO
+                data = stream.readall()  # unbuffered: a FileIO
         except FileNotFoundError:
             raise
         except OSError as error:

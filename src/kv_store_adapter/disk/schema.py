@@ -8,6 +8,7 @@ from typing import Callable
 
 from ..exceptions import StoreFormatError
 from .database import Database, is_busy
+from .space import checkpoint_pages
 
 __all__ = ["FORMAT", "make", "preparer", "set_up"]
 
@@ -48,7 +49,7 @@ CREATE TRIGGER entries_deleted AFTER DELETE ON entries WHEN old.file IS NOT NULL
 """
 
 
-def preparer(durable: bool) -> Callable[[sqlite3.Connection], None]:
+def preparer(durable: bool, path: str) -> Callable[[sqlite3.Connection], None]:
     """What every new connection is told first."""
 
     def prepare(connection: sqlite3.Connection) -> None:
@@ -56,6 +57,7 @@ def preparer(durable: bool) -> Callable[[sqlite3.Connection], None]:
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         connection.execute("PRAGMA journal_size_limit=67108864")
+        connection.execute(f"PRAGMA wal_autocheckpoint={checkpoint_pages(path)}")
 
     return prepare
 

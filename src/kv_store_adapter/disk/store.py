@@ -143,7 +143,7 @@ class DiskKVStore(KVStoreProtocol):
             raise ValueError("A path can't hold NUL.")
         self._folder = Folder(self._path, trust_root=trust_root, durable=durable)
         self._database = Database(
-            self._folder.database, schema.preparer(durable), timeout=timeout
+            self._folder.database, schema.preparer(durable, self._path), timeout=timeout
         )
         schema.set_up(self._database, codec.name)
         self._cleaner = Cleaner(self._database, self._folder, size_limit)
@@ -235,7 +235,8 @@ class DiskKVStore(KVStoreProtocol):
             raise KeyNotFoundError(key, namespace)
         if row[0] is None:
             return None
-        return max(0.001, round(row[0] / 1000 - time.time(), 3))
+        left: float = round(row[0] / 1000 - time.time(), 3)
+        return max(0.001, left)
 
     def _expiry(self, key: str, namespace: Optional[str]) -> Optional[Tuple[Any, ...]]:
         key, namespace = check_key(key), check_namespace(namespace)
@@ -436,7 +437,7 @@ class DiskKVStore(KVStoreProtocol):
             except BaseException:
                 self._cleaner.discard(file)
                 raise
-            row = (key, expires, len(data), digest, file, namespace or "", folder)
+            row: Tuple[Any, ...] = (key, expires, len(data), digest, file, namespace or "", folder)
             if only_new:
                 row += (_now(),)
 

@@ -60,7 +60,9 @@ class AsyncKVStoreContract:
         """Close what the test's event loop had open, before that loop ends."""
         await store.aio.close()
 
-    def run(self, store: KVStoreProtocol, scenario: Callable[[AsyncKVStore], Awaitable[Any]]) -> None:
+    def run(
+        self, store: KVStoreProtocol, scenario: Callable[[AsyncKVStore], Awaitable[Any]]
+    ) -> None:
         """Run `scenario` with ``store.aio`` in an event loop of its own, with an end to waiting."""
 
         async def whole() -> None:

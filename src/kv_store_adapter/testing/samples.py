@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from threading import Barrier, Thread
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
@@ -38,6 +39,30 @@ NAMESPACES = list(_AWKWARD)
 #: All texts of up to two of the characters that separate, escape or match somewhere.
 SHORT = ["", *(a + b for a, b in itertools.product(":\\/%a*", ["", *":\\/%a*"]))]
 
+#: Patterns with every kind of bracket, wildcard and literal.
+PATTERNS = [
+    *("*", "**", "", "a", "a*", "*a", "*a*", "?", "??", "a?", "?a", "a**b", "*?", "?*"),
+    *("[ab]", "[!a]", "[!a]*", "[a-b]*", "[]]", "[!]]", "[]-a]", "[a-]", "[-a]", "[a", "[", "]"),
+    *("[!]", "[]", "[*]", "[?]", "[[]", "[^a]", "^a", "$", "\\", "\\*", "\\a", "[\\]", "[\\]]*"),
+    *(
+        "a\\",
+        "a[",
+        "a[b",
+        "a[]",
+        "a]",
+        "{a,b}",
+        "a.",
+        ".",
+        ".*",
+        "A*",
+        "[A-Z]*",
+        "a\n",
+        "\n",
+        "*\n",
+    ),
+    *("é", "[é]", "?é", "🙂*", "a:*", ":*", "%*", "a\0*"),
+]
+
 #: Values of the kinds that people store; each comes back equal, and of the same type.
 VALUES: List[Any] = [
     *(None, True, False, 0, 1, -1, 10**30, 1.5, "", "text", "é\0🙂", b"", b"\0\xff", (), (1, "a")),
@@ -58,7 +83,29 @@ WRONG_TTLS: List[Any] = [
 ]
 
 #: No ttl, by type.
-WRONG_TTL_TYPES: List[Any] = ["60", b"60", [60], (60,), {}, Decimal(60), Fraction(60), 60j, object()]
+WRONG_TTL_TYPES: List[Any] = [
+    "60",
+    b"60",
+    [60],
+    (60,),
+    {},
+    Decimal(60),
+    Fraction(60),
+    60j,
+    object(),
+]
+
+
+class OddText(str):
+    """A text that hashes and compares like nothing else: a key all the same, by its text."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return 7
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
 
 
 def travel(seconds: float) -> AbstractContextManager[Any]:
@@ -104,8 +151,7 @@ def calls_with_namespace(store: KVStoreProtocol) -> Dict[str, Callable[[Any], An
         "clear_namespace": store.clear_namespace,
         "namespace": store.namespace,
         "as_mapping": store.as_mapping,
-        **{name: (lambda space, call=call: call("fine", space))
-           for name, call in calls_with_key(store).items()},
+        **{name: partial(call, "fine") for name, call in calls_with_key(store).items()},
     }
 
 

@@ -1,0 +1,79 @@
+"""A full disk: some space kept back, so that deleting works when nothing else does.
+
+SQLite writes before it frees: on a full disk a DELETE fails like any other write. So each store keeps
+a small file of nothing, and lets go of it for operations that free space.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+
+from .database import Database
+
+__all__ = ["Reserve", "checkpoint_pages"]
+
+# Below so many bytes of free space, as seen when a connection opens, the disk counts as small.
+_SMALL = 256 << 20
+
+# What is kept back: on a small disk more than the log of writes grows to between two checkpoints,
+# so that moving the log into the database always fits.
+_KEPT, _KEPT_IF_SMALL = 1 << 20, 512 << 10
+
+
+def free_bytes(path: str) -> int:
+    """The free space where `path` is; very much where it can't be told."""
+    try:
+        disk = os.statvfs(path)
+    except (AttributeError, OSError):
+        return 1 << 60
+    return disk.f_bavail * disk.f_frsize
+
+
+def checkpoint_pages(path: str) -> int:
+    """How many pages the log of writes may grow to: SQLite's 1,000, or less on a small disk."""
+    return 1000 if free_bytes(path) > _SMALL else 64
+
+
+class Reserve:
+    """The space kept back in the folder of one store."""
+
+    def __init__(self, path: str, database: Database) -> None:
+        self._path = path
+        self._database = database
+
+    def keep(self) -> None:
+        """Keep space back, unless that is done. Does nothing where there is too little."""
+        if os.path.lexists(self._path) or not hasattr(os, "posix_fallocate"):
+            return
+        free = free_bytes(os.path.dirname(self._path))
+        size = _KEPT if free > _SMALL else min(_KEPT_IF_SMALL, free // 4)
+        if size < 64 << 10:
+            return
+        try:
+            handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except OSError:
+            return  # another process was faster, or there is no space for that either
+        try:
+            os.fchmod(handle, 0o600)
+            os.posix_fallocate(handle, 0, size)
+        except OSError:
+            self._let_go()
+        finally:
+            os.close(handle)
+
+    def release(self) -> None:
+        """Let go of the space, and move what was written into the database if it fits now."""
+        self._let_go()
+
+        def checkpoint(connection: sqlite3.Connection) -> None:
+            # Where it does not fit, the freed space serves the operation itself.
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+        self._database.read(checkpoint)
+
+    def _let_go(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)

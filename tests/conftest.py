@@ -1,0 +1,70 @@
+"""Fixtures of all tests: a real server for the session, and a clean one for each test."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
+
+from server import NO_SERVER, Server, find_server
+
+# Few examples by default, so that the whole suite stays quick; no deadline, because the machine may
+# be busy; no database, because the tests write nowhere but in temporary folders.
+_EXAMPLES = int(os.environ.get("KV_EXAMPLES", "30"))
+settings.register_profile(
+    "ours",
+    max_examples=_EXAMPLES,
+    stateful_step_count=30,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("ours")
+if sys.prefix != sys.base_prefix:
+    # Its tables of Unicode: into .venv, not into the folder one happens to be in.
+    set_hypothesis_home_dir(Path(sys.prefix, ".hypothesis"))
+
+
+def _start(*options: str) -> Server:
+    binary = find_server()
+    if binary is None:
+        if os.environ.get("KV_REQUIRE_SERVER") == "1":
+            pytest.fail(NO_SERVER, pytrace=False)
+        pytest.skip(NO_SERVER)
+    return Server(binary, *options)
+
+
+@pytest.fixture(scope="session")
+def _session_server() -> Iterator[Server]:
+    server = _start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(_session_server: Server) -> Server:
+    """A real Redis or Valkey server without a key in it."""
+    import redis
+
+    with redis.Redis(port=_session_server.port) as client:
+        client.flushall()
+    return _session_server
+
+
+@pytest.fixture(scope="session")
+def locked_server() -> Iterator[Server]:
+    """A real server that wants the password ``open sesame``."""
+    server = _start("--requirepass", "open sesame")
+    yield server
+    server.stop()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One loud line where the real server was missing."""
+    if find_server() is None:
+        terminalreporter.write_sep("!", NO_SERVER, red=True, bold=True)

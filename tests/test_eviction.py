@@ -1,0 +1,164 @@
+"""Which entry leaves a full memory store."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import List
+
+import pytest
+import time_machine
+
+from kv_store_adapter import MemoryKVStore
+from kv_store_adapter.testing.samples import at_once
+
+
+def _queued(store: MemoryKVStore) -> int:
+    assert store._policy is not None
+    return len(store._policy)
+
+
+@pytest.mark.parametrize("maxsize", [1, 2, 3, 10, 100])
+def test_never_more_than_maxsize(maxsize: int) -> None:
+    """A bounded store holds at most maxsize entries, over all namespaces, after every write."""
+    store = MemoryKVStore(maxsize=maxsize)
+    for number in range(maxsize * 5):
+        store.set(f"k{number}", number, f"n{number % 3}")
+        held = sum(len(store.keys(f"n{n}")) for n in range(3))
+        assert held == min(number + 1, maxsize) == _queued(store)
+        assert store.get(f"k{number}", f"n{number % 3}") == number
+
+
+def test_a_batch_stays_within_maxsize() -> None:
+    """set_many() of more than fits keeps maxsize of them."""
+    store = MemoryKVStore(maxsize=50)
+    store.set_many({f"k{number}": number for number in range(500)})
+    assert len(store.keys()) == 50
+
+
+def test_what_is_used_survives_a_scan() -> None:
+    """Entries in use are still there after a scan of twenty times as many that are read once."""
+    store = MemoryKVStore(maxsize=100)
+    used = [f"used{number}" for number in range(50)]
+    for _ in range(3):
+        for key in used:
+            if store.get(key, default=None) is None:
+                store.set(key, 1)
+    for number in range(2000):
+        store.set(f"scan{number}", 1)
+        store.get(f"scan{number}")
+        if number % 10 == 0:
+            for key in used:
+                store.get(key, default=None)
+    assert sum(store.exists(key) for key in used) == 50
+
+
+def test_it_beats_lru_on_a_scanned_trace() -> None:
+    """On a skewed trace mixed with scans the policy hits more often than LRU would."""
+    dice = random.Random(7)
+    trace: List[str] = []
+    for number in range(20_000):
+        trace.append(f"k{int(dice.paretovariate(0.8)) % 2000}")
+        if number % 4 == 0:
+            trace.append(f"scan{number}")
+    store = MemoryKVStore(maxsize=200)
+    hits = 0
+    for key in trace:
+        if store.get(key, default=None) is None:
+            store.set(key, 1)
+        else:
+            hits += 1
+    lru: dict[str, None] = {}
+    lru_hits = 0
+    for key in trace:
+        if key in lru:
+            lru_hits += 1
+            del lru[key]
+        elif len(lru) == 200:
+            del lru[next(iter(lru))]
+        lru[key] = None
+    assert hits > lru_hits
+
+
+def test_what_comes_back_is_kept() -> None:
+    """A key that left and comes back soon goes to the main queue: a scan no longer evicts it."""
+    store = MemoryKVStore(maxsize=20)
+    store.set("back", 1)
+    store.set_many({f"scan{number}": 1 for number in range(20)})
+    assert not store.exists("back")
+    store.set("back", 2)
+    store.set_many({f"more{number}": 1 for number in range(200)})
+    assert store.get("back") == 2
+
+
+def test_looking_is_no_use() -> None:
+    """exists() and keys() don't count as a use: what was only looked at leaves."""
+    store = MemoryKVStore(maxsize=10)
+    store.set("looked at", 1)
+    for number in range(30):
+        store.exists("looked at")
+        store.keys()
+        store.set(f"k{number}", 1)
+    assert not store.exists("looked at")
+
+
+def test_deleted_entries_leave_the_queues() -> None:
+    """What is deleted, popped, cleared or expired makes room, and is not kept by the policy."""
+    with time_machine.travel(time.time(), tick=False) as clock:
+        store = MemoryKVStore(maxsize=100)
+        store.set_many({f"k{number}": number for number in range(40)}, "n")
+        store.set_many({f"k{number}": number for number in range(40)}, None, 5)
+        assert _queued(store) == 80
+        store.delete("k0", "n")
+        store.pop("k1", "n")
+        assert _queued(store) == 78
+        assert store.clear_namespace("n") == 38
+        assert _queued(store) == 40
+        clock.shift(10)
+        for number in range(30):
+            store.set(f"new{number}", 1, "n")
+        assert _queued(store) == 30
+        assert len(store.keys("n")) == 30
+
+
+def test_the_namespace_of_evicted_entries_goes() -> None:
+    """A namespace whose last entry was evicted is no longer listed, nor kept."""
+    store = MemoryKVStore(maxsize=10)
+    for number in range(500):
+        store.set("key", 1, f"n{number}")
+    assert len(store.list_namespaces()) == 10
+    assert len(store._tables) == 10
+
+
+def test_a_full_store_among_threads() -> None:
+    """Threads that set, read and delete in a full store leave it whole and within its size."""
+    store = MemoryKVStore(maxsize=50)
+
+    def work(me: int) -> None:
+        dice = random.Random(me)
+        for _ in range(1500):
+            key = f"k{dice.randrange(200)}"
+            action = dice.random()
+            if action < 0.5:
+                store.set(key, key, "n", 1000 if action < 0.2 else None)
+            elif action < 0.9:
+                assert store.get(key, "n", default=key) == key
+            else:
+                store.delete(key, "n")
+
+    at_once(4, work)
+    assert len(store.keys("n")) == _queued(store) <= 50
+
+
+@pytest.mark.parametrize("maxsize", [0, -1])
+def test_no_size_below_one(maxsize: int) -> None:
+    """maxsize is at least 1."""
+    with pytest.raises(ValueError, match="at least 1"):
+        MemoryKVStore(maxsize=maxsize)
+
+
+@pytest.mark.parametrize("maxsize", [True, 1.5, "10"])
+def test_no_size_but_a_number(maxsize: object) -> None:
+    """maxsize is an int."""
+    with pytest.raises(TypeError, match="maxsize"):
+        MemoryKVStore(maxsize=maxsize)  # type: ignore[arg-type]  # the mistake

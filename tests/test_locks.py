@@ -1,0 +1,291 @@
+"""`lock()`: mutual exclusion as wide as the backend reaches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, List
+
+import pytest
+
+from kv_store_adapter import (
+    DiskKVStore,
+    KVStoreProtocol,
+    LockTimeoutError,
+    MemoryKVStore,
+    RedisKVStore,
+)
+from kv_store_adapter.leases import _thread_locks
+from kv_store_adapter.testing.samples import at_once
+
+
+@pytest.fixture(params=["memory", "disk", pytest.param("redis", marks=pytest.mark.server)])
+def opener(request: Any, tmp_path: Path) -> Callable[[], KVStoreProtocol]:
+    """A function that opens the same store again: for memory the same object."""
+    if request.param == "memory":
+        store = MemoryKVStore()
+        return lambda: store
+    if request.param == "disk":
+        return lambda: DiskKVStore(tmp_path / "store")
+    server = request.getfixturevalue("redis_server")
+    return lambda: RedisKVStore(port=server.port, socket_timeout=20)
+
+
+def test_it_excludes_across_store_objects(opener: Any) -> None:
+    """Two stores on the same backend share their locks; a view's is that of its namespace."""
+    one, other = opener(), opener()
+    with one.namespace("a").lock("key"):
+        with pytest.raises(LockTimeoutError, match="held by somebody else"):
+            other.lock("key", "a", timeout=0).__enter__()
+        with other.lock("key", timeout=0):
+            pass
+    with other.lock("key", "a", timeout=0):
+        pass
+
+
+def test_waiting_ends_when_the_lock_is_free(opener: Any) -> None:
+    """Who waits gets the lock when it is given back."""
+    store, other = opener(), opener()
+    order: List[str] = []
+    waiting = threading.Event()
+
+    def wait() -> None:
+        waiting.set()
+        with other.lock("key", timeout=30):
+            order.append("second")
+
+    thread = threading.Thread(target=wait)
+    with store.lock("key"):
+        thread.start()
+        assert waiting.wait(10)
+        order.append("first")
+    thread.join(30)
+    assert order == ["first", "second"]
+
+
+def test_a_lease_is_renewed_while_its_holder_lives(opener: Any) -> None:
+    """A lock whose lease is shorter than the work is still held at the end of the work."""
+    store, other = opener(), opener()
+    with store.lock("key", ttl=0.15):
+        # The other's wait is longer than three leases, so it is the time that passes here.
+        with pytest.raises(LockTimeoutError):
+            other.lock("key", timeout=0.5).__enter__()
+    with other.lock("key", timeout=5):
+        pass
+
+
+def test_a_lease_of_a_killed_process_ends(tmp_path: Path) -> None:
+    """A holder that was killed keeps others out for its lease, not for ever."""
+    program = (
+        "import sys; from kv_store_adapter import DiskKVStore\n"
+        "lock = DiskKVStore(sys.argv[1]).lock('key', ttl=0.5)\n"
+        "lock.__enter__(); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "store")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder, DiskKVStore(tmp_path / "store") as store:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().strip() == b"held"
+        with pytest.raises(LockTimeoutError):
+            store.lock("key", timeout=0).__enter__()
+        holder.kill()
+        holder.wait(30)
+        began = time.monotonic()
+        with store.lock("key", timeout=20):
+            assert time.monotonic() - began < 5
+
+
+def test_a_lost_lock_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """When somebody took the lock away, leaving says so in the log, and raises nothing."""
+    with DiskKVStore(tmp_path / "store") as store, caplog.at_level(logging.WARNING):
+        with store.lock("key", "n"):
+            store._database.write("DELETE FROM locks", ())
+        assert "The lock on key 'key' in namespace 'n' was lost" in caplog.text
+
+
+def test_a_wait_has_a_limit(opener: Any) -> None:
+    """timeout= is how long the wait is, and no longer; the error says what to do."""
+    store, other = opener(), opener()
+    with store.lock("key"):
+        began = time.monotonic()
+        with pytest.raises(LockTimeoutError, match=r"whole 0\.1 s .*timeout="):
+            other.lock("key", timeout=0.1).__enter__()
+        assert 0.09 < time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("ttl", [None, 0, -1, True, "10", float("inf")])
+def test_a_lock_has_an_end(ttl: Any) -> None:
+    """A lock without a proper ttl is refused when it is made."""
+    with pytest.raises((TypeError, ValueError)):
+        MemoryKVStore().lock("key", ttl=ttl)
+
+
+def test_locks_leave_nothing_behind() -> None:
+    """A thousand locks, taken and waited for in vain, are forgotten once they are given back."""
+    store = MemoryKVStore()
+    before = len(_thread_locks)
+    for number in range(1000):
+        with store.lock(f"k{number}"):
+            with pytest.raises(LockTimeoutError):
+                store.lock(f"k{number}", timeout=0).__enter__()
+    assert len(_thread_locks) == before
+
+
+def test_readers_and_writers_under_a_lock(opener: Any) -> None:
+    """Threads with store objects of their own lose no count under the lock."""
+    first = opener()
+    first.set("count", 0)
+
+    def work(me: int) -> None:
+        store = opener()
+        for _ in range(5):
+            with store.lock("count"):
+                store.set("count", store.get("count") + 1)
+
+    at_once(4, work)
+    assert first.get("count") == 20
+
+
+def test_processes_exclude_each_other(tmp_path: Path) -> None:
+    """Processes that count under a disk store's lock lose no count."""
+    program = (
+        "import sys; from kv_store_adapter import DiskKVStore\n"
+        "store = DiskKVStore(sys.argv[1]); print('ready', flush=True); sys.stdin.readline()\n"
+        "for _ in range(20):\n"
+        "    with store.lock('count'):\n"
+        "        store.set('count', store.get('count') + 1)\n"
+    )
+    with DiskKVStore(tmp_path / "store") as store:
+        store.set("count", 0)
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, str(tmp_path / "store")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            for _ in range(3)
+        ]
+        for worker in workers:
+            assert worker.stdout.readline().strip() == b"ready"  # type: ignore[union-attr]
+        for worker in workers:
+            worker.communicate(b"go\n", timeout=60)
+        assert [worker.returncode for worker in workers] == [0, 0, 0]
+        assert store.get("count") == 60
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_does_not_give_its_parent_s_lock_back(tmp_path: Path) -> None:
+    """A fork inside the block: the child leaving it leaves the parent's lock alone."""
+    program = """
+import os, sys
+from kv_store_adapter import DiskKVStore, LockTimeoutError
+store = DiskKVStore(sys.argv[1])
+with store.lock("key"):
+    pid = os.fork()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0
+        try:
+            DiskKVStore(sys.argv[1]).lock("key", timeout=0).__enter__()
+        except LockTimeoutError:
+            print("still held")
+if not pid:
+    os._exit(0)
+"""
+    done = subprocess.run(
+        # Since 3.12 Python warns of every fork among threads, and the lease's keeper is one.
+        [
+            sys.executable,
+            "-W",
+            "ignore::DeprecationWarning",
+            "-c",
+            program,
+            str(tmp_path / "store"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("still held", "")
+
+
+def test_a_cancelled_task_holds_no_lock(opener: Any) -> None:
+    """A task cancelled while it waits for a lock neither gets it later nor keeps it."""
+
+    async def scenario() -> None:
+        store, other = opener(), opener()
+
+        async def wait() -> None:
+            async with other.aio.lock("key"):
+                raise AssertionError("it was cancelled")
+
+        async with store.aio.lock("key"):
+            task = asyncio.ensure_future(wait())
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        async with store.aio.lock("key", timeout=20):
+            pass
+
+    asyncio.run(scenario())
+
+
+def test_waiting_does_not_block_the_event_loop(opener: Any) -> None:
+    """While a task waits for a lock others run."""
+
+    async def scenario() -> None:
+        store, other = opener(), opener()
+        ran = asyncio.Event()
+
+        async def wait() -> None:
+            async with other.aio.lock("key", timeout=30):
+                assert ran.is_set()
+
+        async with store.aio.lock("key"):
+            task = asyncio.ensure_future(wait())
+            for _ in range(20):
+                await asyncio.sleep(0)
+            ran.set()
+        await task
+
+    asyncio.run(scenario())
+
+
+def test_an_interrupted_wait_is_over() -> None:
+    """Ctrl-C while waiting for a lock is a KeyboardInterrupt, and the lock is free afterwards."""
+    program = """
+import os, signal, threading
+from kv_store_adapter import MemoryKVStore
+store = MemoryKVStore()
+held, leave = threading.Event(), threading.Event()
+def hold():
+    with store.lock("key"):
+        held.set()
+        leave.wait(30)
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait(30)
+threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    with store.lock("key"):
+        print("got it")
+except KeyboardInterrupt:
+    print("interrupted")
+leave.set()
+thread.join()
+with store.lock("key", timeout=5):
+    print("free")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout.split(), done.stderr) == (["interrupted", "free"], "")

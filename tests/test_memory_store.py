@@ -1,0 +1,334 @@
+"""What `MemoryKVStore` promises beyond the contract."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from typing import Any, List
+
+import pytest
+import time_machine
+
+from kv_store_adapter import JSONSerializer, MemoryKVStore, SerializationError
+from kv_store_adapter.rules import MISSING
+
+START = 1_800_000_000.0
+
+
+class Thing:
+    """Something that can be watched as it dies."""
+
+
+def _entries(store: MemoryKVStore) -> int:
+    """Entries that are kept, expired or not."""
+    return sum(map(len, dict.values(store._tables)))
+
+
+def _chunks(store: MemoryKVStore) -> int:
+    return sum(len(table.chunks) for table in dict.values(store._tables))
+
+
+def _noted(store: MemoryKVStore) -> int:
+    """Keys noted for their expiry."""
+    tables = dict.values(store._tables)
+    return sum(len(chunk.keys) for table in tables for chunk in table.chunks.values())
+
+
+def test_keeps_the_object_itself() -> None:
+    """Without a serializer what comes back is the very object that went in."""
+    store = MemoryKVStore()
+    value = [1]
+    store.set("key", value)
+    assert store.get("key") is value is store.pop("key")
+
+
+def test_a_serializer_isolates() -> None:
+    """With a serializer every reader has a copy, and changing it changes nothing in the store."""
+    store = MemoryKVStore(serializer=pickle)
+    value = [1]
+    store.set("key", value)
+    value.append(2)
+    store.get("key").append(3)
+    store.get_many(["key"])["key"].append(4)
+    store.reader()("key").append(5)
+    assert store.get("key") == [1]
+
+
+def test_a_serializer_refuses() -> None:
+    """What the serializer refuses is a SerializationError, and a batch stores none of it."""
+    store = MemoryKVStore(serializer=JSONSerializer())
+    store.set("a", 1)
+    for call in (lambda: store.set("a", {1}), lambda: store.set_many({"a": 2, "b": {1}})):
+        with pytest.raises(SerializationError):
+            call()
+    assert store.add("a", 3) is False
+    assert store.get_many(["a", "b"]) == {"a": 1}
+
+
+def test_keys_come_in_the_order_of_insertion() -> None:
+    """keys() are in the order in which they were first stored."""
+    store = MemoryKVStore()
+    for key in ("b", "a", "c", "b"):
+        store.set(key, 1)
+    assert store.keys() == ["b", "a", "c"] == list(store.iter_keys())
+
+
+def test_it_lives_in_one_process() -> None:
+    """A memory store does not pickle, and says what does."""
+    with pytest.raises(TypeError, match="DiskKVStore or RedisKVStore"):
+        pickle.dumps(MemoryKVStore())
+
+
+# ---------------------------------------------------------------------- expiry frees memory
+
+
+@pytest.mark.parametrize("maxsize", [None, 100_000])
+def test_expired_entries_are_freed_without_being_read(maxsize: Any) -> None:
+    """What has expired leaves memory by a few other writes, though nobody ever reads it again."""
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore(maxsize=maxsize)
+        watched = []
+        for number in range(2000):
+            thing = Thing()
+            watched.append(weakref.ref(thing))
+            store.set(f"k{number}", thing, f"n{number % 7}", 10 + number % 5)
+        del thing
+        clock.shift(40)
+        for number in range(1000):
+            store.set("other", number, "elsewhere")
+        assert _entries(store) == 1
+        gc.collect()
+        assert not any(ref() is not None for ref in watched)
+        assert set(dict.keys(store._tables)) == {"elsewhere"}
+
+
+def test_a_write_frees_only_a_few() -> None:
+    """However many have expired at once, one write takes only a few of them along."""
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore()
+        store.set_many({f"k{number}": number for number in range(5000)}, "n", 10)
+        clock.shift(60)
+        before = _entries(store)
+        assert before == 5000
+        for _ in range(100):
+            store.set("other", 1, "elsewhere")
+            now = _entries(store)
+            assert before - now <= 10
+            before = now
+        assert before < 5000 - 100
+
+
+def test_an_entry_given_more_time_stays() -> None:
+    """The sweep passes over what was touched, replaced or made lasting since it was noted."""
+    with time_machine.travel(START, tick=False) as clock:
+        for maxsize in (None, 1000):
+            store = MemoryKVStore(maxsize=maxsize)
+            store.set_many(dict.fromkeys(["touched", "replaced", "lasting", "gone"], 1), "n", 10)
+            store.touch("touched", "n", 1000)
+            store.set("replaced", 2, "n", 1000)
+            store.touch("lasting", "n")
+            clock.shift(30)
+            for number in range(50):
+                store.set("other", number)
+            assert store.keys("n") == ["touched", "replaced", "lasting"]
+            left = store.ttl("touched", "n")
+            assert left is not None and abs(left - 970) < 0.01
+            clock.shift(2000)
+            for number in range(50):
+                store.set("other", number)
+            assert store.keys("n") == ["lasting"]
+            assert _entries(store) == 2
+
+
+@pytest.mark.parametrize("maxsize", [None, 1000])
+def test_bookkeeping_does_not_grow(maxsize: Any) -> None:
+    """Setting and deleting over and over, with ttls of all lengths, keeps no trace of the past."""
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore(maxsize=maxsize)
+        for number in range(20_000):
+            ttl = (0.5, 3, 60, 3600, 86_400)[number % 5]
+            store.set(f"k{number}", number, "n", ttl)
+            store.set(f"k{number % 3}", number, "again", ttl)
+            store.delete(f"k{number}", "n")
+            clock.shift(0.01)
+        assert len(store.keys("n")) == 0
+        assert _noted(store) < 1500
+        assert _chunks(store) < 300
+        assert len(store._due) < 700
+        assert store._chunks_alive == _chunks(store)
+
+
+def test_clearing_forgets_the_bookkeeping() -> None:
+    """Namespaces that are filled with a long ttl and cleared, over and over, leave nothing."""
+    store = MemoryKVStore()
+    for number in range(3000):
+        store.set("key", number, f"n{number}", 86_400)
+        assert store.clear_namespace(f"n{number}") == 1
+    assert len(store._tables) == 0
+    assert store._chunks_alive == 0
+    assert len(store._due) < 200
+
+
+def test_the_same_key_over_and_over_is_noted_once() -> None:
+    """Storing one key with the same ttl a thousand times notes its expiry once."""
+    store = MemoryKVStore()
+    for number in range(1000):
+        store.set("key", number, ttl=60)
+    assert _noted(store) < 40
+
+
+def test_a_clock_that_goes_back_loses_nothing() -> None:
+    """After the wall clock was set back entries live longer, and none is lost or kept for ever."""
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore()
+        store.set("key", 1, ttl=10)
+        clock.shift(-3600)
+        assert store.get("key") == 1
+        store.set("other", 1, ttl=5)
+        clock.shift(6)
+        assert store.keys() == ["key"]
+        clock.shift(3700)
+        assert store.keys() == []
+
+
+# ---------------------------------------------------------------------- threads, forks, the end
+
+
+def test_reads_take_no_lock() -> None:
+    """Reading goes on while another thread holds the lock for changes."""
+    store = MemoryKVStore()
+    store.set("key", 1, "n", 1000)
+    read = store.reader("n")
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store._lock:
+            inside.set()
+            leave.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert inside.wait(30)
+    got: List[Any] = []
+
+    def look() -> None:
+        got.extend([store.get("key", "n"), read("key"), store.exists("key", "n")])
+        got.extend([store.keys("n"), store.list_namespaces(), store.ttl("key", "n") is not None])
+
+    reader = threading.Thread(target=look, daemon=True)
+    reader.start()
+    reader.join(10)
+    leave.set()
+    holder.join(30)
+    assert got == [1, 1, True, ["key"], ["n"], True]
+
+
+def test_a_value_that_uses_the_store_as_it_dies() -> None:
+    """A stored value whose __del__ uses the store deadlocks nothing."""
+    store = MemoryKVStore(maxsize=5)
+
+    class Restless:
+        def __del__(self) -> None:
+            store.set("last words", 1, "graves")
+
+    def work() -> None:
+        for number in range(20):
+            store.set(f"k{number}", Restless())
+        store.set("k19", 1)
+        store.delete("k18")
+        store.clear_namespace(None)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert store.get("last words", "graves") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_starts_with_a_copy_and_can_write() -> None:
+    """After a fork, with another thread writing, the child has the entries and takes new ones."""
+    # In a process of its own: a fork among pytest's threads would test pytest.
+    program = """
+import os, threading
+from kv_store_adapter import MemoryKVStore
+store = MemoryKVStore(maxsize=1000)
+store.set("before", 1)
+stop = threading.Event()
+def write():
+    number = 0
+    while not stop.is_set():
+        number += 1
+        store.set("k%d" % (number % 50), number, "n", 5)
+threads = [threading.Thread(target=write) for _ in range(3)]
+[t.start() for t in threads]
+for _ in range(10):
+    pid = os.fork()
+    if not pid:
+        store.set("child", 2)
+        with store.lock("key", timeout=5):
+            ok = store.get("before") == 1 and store.get("child") == 2
+        os._exit(0 if ok else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+stop.set()
+[t.join() for t in threads]
+assert not store.exists("child")
+print("fine")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout.strip(), done.stderr if done.returncode else "") == ("fine", "")
+
+
+def test_closing_lets_go() -> None:
+    """close() lets go of every value, also of those a reader still could reach."""
+    store = MemoryKVStore()
+    read = store.reader("n")
+    thing = Thing()
+    watched = weakref.ref(thing)
+    store.set("key", thing, "n", 1000)
+    del thing
+    store.close()
+    gc.collect()
+    assert watched() is None
+    assert callable(read)
+
+
+def test_a_reader_outlives_clearing() -> None:
+    """A reader sees what is stored after its namespace was cleared, swept empty or evicted."""
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore(maxsize=10)
+        read = store.reader("n")
+        for emptied in (
+            lambda: store.clear_namespace("n"),
+            lambda: store.delete("key", "n"),
+            lambda: (clock.shift(60), [store.set(f"s{i}", 1, "x") for i in range(5)]),
+            lambda: store.set_many({f"s{i}": 1 for i in range(40)}, "y"),
+        ):
+            store.set("key", 1, "n", 10)
+            assert read("key") == 1
+            emptied()
+            assert read("key") is MISSING
+        assert "n" not in store.list_namespaces()
+
+
+def test_a_hit_costs_little() -> None:
+    """A hit stays within some microseconds: it is two dictionary look-ups and a clock."""
+    store = MemoryKVStore()
+    store.set("key", 1, ttl=1000)
+
+    def once() -> float:
+        began = time.perf_counter()
+        for _ in range(1000):
+            store.get("key")
+        return (time.perf_counter() - began) / 1000
+
+    # The best of many, so that a busy machine does not decide; ten times what it takes.
+    assert min(once() for _ in range(20)) < 10e-6

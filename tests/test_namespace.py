@@ -1,0 +1,155 @@
+"""`NamespaceView`: a store inside a store."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kv_store_adapter import (
+    NO_EXPIRY,
+    DiskKVStore,
+    InvalidKeyError,
+    InvalidTTLError,
+    KeyNotFoundError,
+    MemoryKVStore,
+    NamespaceView,
+    StoreClosedError,
+)
+
+
+@pytest.fixture
+def store() -> MemoryKVStore:
+    """A store to look into."""
+    return MemoryKVStore()
+
+
+def test_as_a_context_manager_it_returns_itself(store: MemoryKVStore) -> None:
+    """with store.namespace(...) gives the view; leaving closes neither view nor store."""
+    view = store.namespace("a")
+    with view as same:
+        assert same is view
+        same.set("key", 1)
+    assert view.get("key") == 1 == store.get("key", "a")
+
+
+def test_names_nest_with_a_colon(store: MemoryKVStore) -> None:
+    """a then b is a:b, by views or by the namespace argument; views do not pile up."""
+    view = store.namespace("a").namespace("b").namespace("c")
+    assert (view.name, view.store) == ("a:b:c", store)
+    view.set("key", 1)
+    assert store.namespace("a").get("key", "b:c") == 1
+    assert store.namespace("a:b").get("key", "c") == 1
+
+
+def test_list_namespaces_are_relative(store: MemoryKVStore) -> None:
+    """list_namespaces() are the names nested in the view, as the view would ask for them."""
+    for name in ("a", "a:b", "a:b:c", "ab", "a:", "b:a", "A:x", "a::"):
+        store.set("key", name, name)
+    view = store.namespace("a")
+    assert sorted(view.list_namespaces()) == [":", "b", "b:c"]
+    for name in view.list_namespaces():
+        assert view.get("key", name) == f"a:{name}"
+
+
+def test_errors_carry_the_full_namespace(store: MemoryKVStore) -> None:
+    """KeyNotFoundError names the namespace of the store below."""
+    view = store.namespace("a").namespace("b")
+    for namespace, full in ((None, "a:b"), ("c", "a:b:c")):
+        with pytest.raises(KeyNotFoundError) as caught:
+            view.get("absent", namespace)
+        assert caught.value.namespace == full
+
+
+def test_the_inner_ttl_wins(store: MemoryKVStore) -> None:
+    """A nested view has its parent's ttl unless given its own; NO_EXPIRY takes it off."""
+    outer = store.namespace("a", ttl=100)
+    cases: Any = {"inherited": (None, 100), "own": (5, 5), "none": (NO_EXPIRY, None)}
+    for name, (given, expected) in cases.items():
+        view = outer.namespace(name, ttl=given)
+        view.set("key", 1)
+        assert view.ttl("key") == (expected and pytest.approx(expected, abs=2))
+
+
+def test_touch_gives_the_default_ttl(store: MemoryKVStore) -> None:
+    """touch() without a ttl gives the view's; with NO_EXPIRY it takes the ttl off."""
+    view = store.namespace("a", ttl=100)
+    view.set("key", 1, ttl=5)
+    view.touch("key")
+    assert view.ttl("key") == pytest.approx(100, abs=2)
+    view.touch("key", ttl=NO_EXPIRY)
+    assert view.ttl("key") is None
+
+
+def test_clear_on_exit_takes_its_own_namespace_alone(store: MemoryKVStore) -> None:
+    """On the way out, errors included, the view's own namespace is cleared, nothing else."""
+    for name in (None, "a", "a:b", "ab"):
+        store.set("key", 1, name)
+    with pytest.raises(KeyError, match="boom"), store.namespace("a", clear_on_exit=True):
+        raise KeyError("boom")
+    assert [store.exists("key", name) for name in (None, "a", "a:b", "ab")] == [1, 0, 1, 1]
+
+
+def test_closing_a_view_leaves_the_store(store: MemoryKVStore) -> None:
+    """A closed view refuses everything, clears nothing any more, and the store goes on."""
+    view = store.namespace("a", clear_on_exit=True)
+    with view:
+        view.set("key", 1)
+        view.close()
+        with pytest.raises(StoreClosedError):
+            view.get("key")
+        with pytest.raises(StoreClosedError):
+            view.list_namespaces()
+    assert store.get("key", "a") == 1
+    with pytest.raises(StoreClosedError):
+        view.__enter__()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("", InvalidKeyError), (1, TypeError), (None, TypeError)]
+)
+def test_a_view_has_a_name(store: MemoryKVStore, name: Any, error: Any) -> None:
+    """A view without a proper name is refused when it is made."""
+    with pytest.raises(error):
+        store.namespace(name)
+    with pytest.raises(error):
+        store.namespace("a").namespace(name)
+
+
+def test_a_joined_name_can_be_too_long(store: MemoryKVStore) -> None:
+    """The length of the joined name counts."""
+    view = store.namespace("a" * 40_000)
+    with pytest.raises(InvalidKeyError):
+        view.namespace("b" * 30_000)
+    with pytest.raises(InvalidKeyError):
+        view.set("key", 1, "b" * 30_000)
+
+
+def test_a_bad_default_ttl_is_refused_at_once(store: MemoryKVStore) -> None:
+    """A view with a ttl that can't be one is refused when it is made."""
+    with pytest.raises(InvalidTTLError):
+        store.namespace("a", ttl=0)
+
+
+def test_it_pickles_when_the_store_does(tmp_path: Path) -> None:
+    """A view on disk travels with its name, ttl and clear_on_exit; one on memory does not."""
+    with DiskKVStore(tmp_path / "store") as disk:
+        view = disk.namespace("a", ttl=100, clear_on_exit=True)
+        again = pickle.loads(pickle.dumps(view))
+        assert isinstance(again, NamespaceView)
+        with again:
+            again.set("key", 1)
+            assert view.get("key") == 1
+            assert view.ttl("key") == pytest.approx(100, abs=5)
+        assert not view.exists("key")
+        again.store.close()
+    with pytest.raises(TypeError, match="does not pickle"):
+        pickle.dumps(MemoryKVStore().namespace("a"))
+
+
+def test_repr_says_where(store: MemoryKVStore) -> None:
+    """repr() names the namespace and the store, and is short for long names."""
+    assert repr(store.namespace("a")) == "<NamespaceView 'a' of MemoryKVStore()>"
+    assert len(repr(store.namespace("a" * 60_000))) < 300

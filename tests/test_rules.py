@@ -1,0 +1,192 @@
+"""What keys, namespaces, ttls and patterns are: pure functions, tried by hand and by hypothesis."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import math
+import pickle
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kv_store_adapter.disk.store import _between
+from kv_store_adapter.exceptions import InvalidKeyError, InvalidTTLError
+from kv_store_adapter.redis.layout import Layout
+from kv_store_adapter.rules import (
+    LONGEST_TTL_MS,
+    MISSING,
+    NO_EXPIRY,
+    check_key,
+    check_namespace,
+    check_ttl,
+    join_namespaces,
+    literal_prefix,
+    matcher,
+)
+
+# Text without lone surrogates, which can't be a key.
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+patterns = st.text("ab*?[]!\\.é\n", max_size=8)
+keys = st.text("ab*?[]!\\.é\n", max_size=6)
+
+
+class Colour(str, enum.Enum):
+    RED = "red"
+
+
+@given(texts)
+def test_any_text_is_a_key(text: str) -> None:
+    """A key comes back as it went in."""
+    assert check_key(text) == text
+    assert check_namespace(text or None) == (text or None)
+
+
+def test_an_enum_is_its_text() -> None:
+    """A member of a str enum is its value, a plain str."""
+    assert type(check_key(Colour.RED)) is str
+    assert check_key(Colour.RED) == "red" == check_namespace(Colour.RED)
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "漢", "🙂"])
+def test_the_limit_is_in_bytes(letter: str) -> None:
+    """64 KiB of UTF-8 are allowed, one character more is not."""
+    most = 65536 // len(letter.encode("utf-8"))
+    for check in (check_key, check_namespace):
+        assert check(letter * most) == letter * most
+        with pytest.raises(InvalidKeyError, match="65536 are allowed"):
+            check(letter * (most + 1))
+
+
+@given(st.one_of(st.integers(), st.floats(), st.binary(), st.lists(st.text()), st.booleans()))
+def test_no_key_but_text(value: Any) -> None:
+    """What is not a str is a TypeError that names its type."""
+    for check in (check_key, check_namespace):
+        with pytest.raises(TypeError, match=type(value).__name__):
+            check(value)
+
+
+@pytest.mark.parametrize(
+    ("ttl", "milliseconds"),
+    [
+        *((None, None), (NO_EXPIRY, None), (1, 1000), (1.0, 1000), (1.1, 1100), (0.001, 1)),
+        *(
+            (0.0001, 1),
+            (1e-300, 1),
+            (0.0014, 2),
+            (2.0000001, 2001),
+            (3_155_760_000, LONGEST_TTL_MS),
+        ),
+        *((timedelta(microseconds=1), 1), (timedelta(milliseconds=1500), 1500)),
+        (timedelta(days=1, microseconds=1), 86_400_001),
+    ],
+)
+def test_ttl_is_milliseconds_rounded_up(ttl: Any, milliseconds: Any) -> None:
+    """A ttl is whole milliseconds, never fewer than asked for and never zero."""
+    assert check_ttl(ttl) == milliseconds
+
+
+@given(st.floats(min_value=1e-9, max_value=3e9))
+def test_ttl_rounds_up_by_less_than_a_millisecond(ttl: float) -> None:
+    """Rounding gives at least what was asked for, and less than a millisecond more."""
+    milliseconds = check_ttl(ttl)
+    assert milliseconds is not None
+    # A float of so many seconds is itself only so exact.
+    slack = 1e-6 + math.ulp(ttl) * 1000 if hasattr(math, "ulp") else 1e-2
+    assert ttl * 1000 - slack <= milliseconds < ttl * 1000 + 1 + slack
+
+
+@pytest.mark.parametrize("ttl", [0, -1, True, False, math.nan, math.inf, timedelta(0), 10**400])
+def test_a_bad_ttl_says_what_to_do(ttl: Any) -> None:
+    """No ttl is truthiness: zero is an error, not 'for ever', and neither is True."""
+    with pytest.raises(InvalidTTLError, match=r"ttl is "):
+        check_ttl(ttl)
+
+
+@given(texts.filter(bool), texts.filter(bool))
+def test_joined_names_are_one_string(outer: str, inner: str) -> None:
+    """A namespace in a namespace is joined by a colon; the default one adds nothing."""
+    assert join_namespaces(outer, inner) == f"{outer}:{inner}"
+    assert join_namespaces(None, inner) == inner
+    assert join_namespaces(outer, None) == outer
+
+
+def test_a_joined_name_can_be_too_long() -> None:
+    """The length of a view's joined name counts."""
+    with pytest.raises(InvalidKeyError):
+        join_namespaces("x" * 40_000, "y" * 40_000)
+
+
+@given(patterns, st.lists(keys, max_size=20))
+def test_matcher_is_fnmatchcase(pattern: str, tried: Any) -> None:
+    """A compiled pattern matches exactly what fnmatchcase does."""
+    matches = matcher(pattern)
+    for key in tried:
+        assert (matches is None or bool(matches(key))) == fnmatchcase(key, pattern)
+
+
+@given(patterns, keys)
+def test_prefilters_lose_nothing(pattern: str, key: str) -> None:
+    """What matches starts with the literal prefix, and disk's range has everything that does."""
+    prefix = literal_prefix(pattern)
+    if fnmatchcase(key, pattern):
+        assert key.startswith(prefix)
+
+
+@given(texts, texts)
+def test_disk_looks_between_the_right_bounds(prefix: str, rest: str) -> None:
+    """Every text that starts with the prefix lies within the range, by UTF-8."""
+    _, bounds = _between(prefix)
+    key = (prefix + rest).encode("utf-8")
+    if bounds:
+        assert bounds[0].encode("utf-8") <= key
+    if len(bounds) == 2:
+        assert key < bounds[1].encode("utf-8")
+        assert not bounds[1].startswith(prefix)
+
+
+@pytest.mark.parametrize("prefix", ["\U0010ffff", "a\U0010ffff", "\ud7ff", "a", "", "\uffff"])
+def test_disk_looks_between_the_right_bounds_at_the_edges(prefix: str) -> None:
+    """The range is right where the last character is the last of all, or is before surrogates."""
+    _, bounds = _between(prefix)
+    for bound in bounds:
+        bound.encode("utf-8")
+    if len(bounds) == 2:
+        assert bounds[0] <= prefix + "\U0010ffff" * 3 < bounds[1]
+
+
+@given(
+    st.tuples(st.none() | texts.filter(bool), texts),
+    st.tuples(st.none() | texts.filter(bool), texts),
+)
+def test_redis_names_are_injective(one: Any, other: Any) -> None:
+    """Two entries share a Redis key only if they are the same; a lock never is an entry."""
+    layout = Layout("kv")
+    (name_1, key_1), (name_2, key_2) = one, other
+    same = layout.name(key_1, name_1) == layout.name(key_2, name_2)
+    assert same == (one == other)
+    assert (layout.lock(key_1, name_1) == layout.lock(key_2, name_2)) == (one == other)
+    assert layout.namespace(layout.lock(key_1, name_1)) is None
+    assert layout.namespace(layout.name(key_1, name_1)) == name_1
+    assert layout.key(layout.name(key_1, name_1), name_1) == key_1
+
+
+@given(texts.filter(bool), texts.filter(bool), st.none() | texts.filter(bool), texts)
+def test_redis_prefixes_are_apart(mine: str, theirs: str, name: Any, key: str) -> None:
+    """An entry of one prefix is nothing to a store of another, whatever the prefixes hold."""
+    if mine != theirs:
+        foreign = Layout(theirs).name(key, name)
+        assert Layout(mine).namespace(foreign) is None
+        assert Layout(mine).key(foreign, name) is None
+
+
+def test_sentinels_stay_themselves() -> None:
+    """MISSING and NO_EXPIRY survive copy and pickle as the same object, and say their name."""
+    for sentinel, text in ((MISSING, "<MISSING>"), (NO_EXPIRY, "<NO_EXPIRY>")):
+        assert copy.deepcopy(sentinel) is sentinel
+        assert pickle.loads(pickle.dumps(sentinel)) is sentinel
+        assert repr(sentinel) == text
