@@ -36,7 +36,7 @@ def complaints(*arguments: str) -> List[str]:
 
 @pytest.mark.slow
 def test_the_package_is_clean() -> None:
-    """mypy --strict finds nothing in what we ship."""
+    """Mypy --strict finds nothing in what we ship."""
     assert complaints("src") == []
 
 

@@ -11,7 +11,7 @@
     ├── UnkeyableArgumentError  (also TypeError)      a cached call has an argument without identity
     ├── StoreClosedError                              the store was closed before this call
     └── StoreUnavailableError                         the backend can't be reached, read or written
-        └── StoreFormatError                          the folder belongs to another format or serializer
+        └── StoreFormatError                          the folder is of another format or serializer
 
 Catch ``KVStoreError`` for everything that is the store's trouble. Wrong *types* (a key that is not
 a ``str``) are plain ``TypeError``: they are mistakes in the calling program. A driver's own

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping as MappingABC
 from itertools import islice
 from typing import (
+    TYPE_CHECKING,
     Any,
     Dict,
     ItemsView,
@@ -22,6 +23,9 @@ from .exceptions import KeyNotFoundError, shown
 from .namespace import NamespaceView
 from .protocol import KVStoreProtocol
 from .rules import MISSING, TTL, NoExpiry, check_key, check_namespace, check_ttl
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["KVMapping"]
 
@@ -159,7 +163,7 @@ class KVMapping(MutableMapping[str, Any]):
 
     def __ior__(  # type: ignore[misc]  # takes pairs, too, as that of dict does
         self, other: Union[Mapping[str, Any], Iterable[Tuple[str, Any]]]
-    ) -> KVMapping:
+    ) -> Self:
         self.update(other)
         return self
 

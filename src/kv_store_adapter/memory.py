@@ -5,7 +5,18 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from . import forking
 from .eviction import CHUNK, DEADLINE, HITS, KEY, MOST_HITS, S3FIFO, TABLE, VALUE, Evictable
@@ -52,8 +63,8 @@ class _Table(Dict[str, Any]):
     store an `Evictable`. The chunk goes by number, not by reference: the garbage collector need not
     follow a tuple of text and numbers, and with a million entries that is felt.
 
-    `chunks` are all chunks by number, `open` those that still take keys, by stretch of time. `bound`
-    says that a reader holds on to this very table.
+    `chunks` are all chunks by number, `open` those that still take keys, by stretch of time.
+    `bound` says that a reader holds on to this very table.
     """
 
     __slots__ = ("bound", "chunks", "name", "open")
@@ -253,7 +264,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         return read
 
     def finder(self, namespace: Optional[str] = None) -> Callable[[str], Optional[Sequence[Any]]]:
-        """Return a function that looks up a key of `namespace`: ``(value, deadline)`` or ``None``."""
+        """Return a function that looks up a key: ``(value, deadline)``, or ``None``."""
         if self._policy is not None or self._codec is not None:
             # Hits are counted there, or values decoded.
             return super().finder(namespace)
@@ -335,7 +346,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         """Delete `key` and return its value. Atomic: of many callers exactly one gets it."""
         key, namespace = check_key(key), check_namespace(namespace)
         while True:
-            entry = self._live(key, namespace)
+            entry: Any = self._live(key, namespace)
             if entry is None:
                 if default is MISSING:
                     raise KeyNotFoundError(key, namespace)
@@ -346,7 +357,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             with self._lock:
                 table = self._tables.get(namespace)
                 # Still the same entry with the same value? Otherwise somebody was faster.
-                if table is not None and table.get(key) is entry and entry[VALUE] is value:
+                if table is not None and entry[VALUE] is value and table.get(key) is entry:
                     self._drop(table, key, entry)
                     return loaded
 
@@ -409,7 +420,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             and old[DEADLINE] is not None
             and old[DEADLINE] <= deadline
         )
-        if kept:
+        if old is not None and kept:
             number = old[CHUNK]
         elif milliseconds is None:
             number = None

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
-from typing import Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Union,
+)
 
 from .exceptions import KeyNotFoundError, StoreClosedError, shown
 from .protocol import KVStoreProtocol
 from .rules import MISSING, TTL, NoExpiry, check_namespace, check_ttl, join_namespaces
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Type
-
     from typing_extensions import Self
 
     from .aio import AsyncKVStore
@@ -150,7 +158,7 @@ class NamespaceView(KVStoreProtocol):
         # "a:" is no name that a view could ask for again.
         return [n[len(start) :] for n in names if n.startswith(start) and len(n) > len(start)]
 
-    # ------------------------------------------------------------------ what the store does natively
+    # ------------------------------------------------------------------ what the store has natively
 
     def add(
         self,
@@ -238,5 +246,3 @@ class NamespaceView(KVStoreProtocol):
 def root_of(store: KVStoreProtocol) -> KVStoreProtocol:
     """The store at the bottom of a view; a store that is no view is its own."""
     return store.store if isinstance(store, NamespaceView) else store
-
-

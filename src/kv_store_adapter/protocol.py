@@ -233,7 +233,7 @@ class KVStoreProtocol(ABC):
         return read
 
     def finder(self, namespace: Optional[str] = None) -> Callable[[str], Optional[Sequence[Any]]]:
-        """Return a function that looks up a key of one namespace: ``(value, deadline)`` or ``None``.
+        """Return a function that looks up a key: ``(value, deadline)``, or ``None``.
 
         Like `reader`, for callers that compare the deadline with ``time.time()`` themselves; it is
         ``None`` where there is no expiry, or where it was compared already. A store that keeps

@@ -20,9 +20,9 @@ __all__ = [
     "LONGEST_KEY",
     "MISSING",
     "NO_EXPIRY",
+    "TTL",
     "Missing",
     "NoExpiry",
-    "TTL",
     "check_key",
     "check_namespace",
     "check_ttl",
@@ -96,7 +96,8 @@ def check_namespace(namespace: Any) -> Optional[str]:
     if type(namespace) is not str:
         if not isinstance(namespace, str):
             raise TypeError(
-                f"A namespace is a str, or None for the default one, not {type(namespace).__name__}."
+                "A namespace is a str, or None for the default one, "
+                f"not {type(namespace).__name__}."
             )
         namespace = str.__str__(namespace)
     if not namespace:
@@ -135,8 +136,8 @@ def check_ttl(ttl: Any) -> Optional[int]:
     """Return `ttl` in whole milliseconds, rounded up, or ``None`` for no expiry.
 
     Args:
-        ttl: ``None`` or `NO_EXPIRY`, or seconds as ``int``, ``float`` or ``timedelta``; above zero and at most
-            100 years.
+        ttl: ``None`` or `NO_EXPIRY`, or seconds as ``int``, ``float`` or ``timedelta``; above zero
+            and at most 100 years.
 
     Raises:
         TypeError: It is of any other type.
@@ -165,7 +166,8 @@ def check_ttl(ttl: Any) -> Optional[int]:
         milliseconds = math.ceil(round(seconds * 1000, 6)) or (1 if seconds > 0 else 0)
     else:
         raise TypeError(
-            f"A ttl is an int, a float or a timedelta, or None for no expiry, not {type(ttl).__name__}."
+            "A ttl is an int, a float or a timedelta, or None for no expiry, "
+            f"not {type(ttl).__name__}."
         )
     if not 0 < milliseconds <= LONGEST_TTL_MS:
         raise _bad_ttl(ttl)

@@ -6,8 +6,19 @@ A line with ``type: ignore`` must be an error: mypy is told to warn of those tha
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, AsyncIterator, Awaitable, Callable, Coroutine, Dict, Iterator, List
-from typing import MutableMapping, Optional, Tuple
+from typing import (
+    Any,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Dict,
+    Iterator,
+    List,
+    MutableMapping,
+    Optional,
+    Tuple,
+)
 
 from typing_extensions import assert_type
 
@@ -229,13 +240,13 @@ async def awaits_methods() -> None:
 @cached_many(store, ttl=60)
 def load_many(ids: List[int], *, lang: str = "en") -> Dict[int, str]:
     """Load."""
-    return {each: lang for each in ids}
+    return dict.fromkeys(ids, lang)
 
 
 @cached_many(store, ids="ids")
 async def fetch_many(ids: List[int]) -> Dict[int, bytes]:
     """Fetch."""
-    return {each: b"" for each in ids}
+    return dict.fromkeys(ids, b"")
 
 
 assert_type(load_many([1], lang="de"), Dict[int, str])

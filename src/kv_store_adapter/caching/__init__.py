@@ -1,9 +1,9 @@
 """`cached`: remember what a function returned, in any store.
 
-Rooms, from the ground up: `switch` (caching off), `tally` (counting), `health` (a store in trouble),
-`flights` (one computation per key), `binding` (a call's arguments), `freshness` (how long a result
-is good), `flow` (the one conversation: look, compute, keep), `drivers` (who holds it, plainly or with
-await), `wrapper` (what the user calls), `decorator` and `many` (the front door).
+Rooms, from the ground up: `switch` (caching off), `tally` (counting), `health` (a store in
+trouble), `flights` (one computation per key), `binding` (a call's arguments), `freshness` (how long
+a result is good), `flow` (the one conversation: look, compute, keep), `drivers` (who holds it,
+plainly or with await), `wrapper` (what the user calls), `decorator` and `many` (the front door).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A call's arguments, bound to the signature with defaults filled: ``f(1, b=2)`` is ``f(1, 2)``.
 
-`inspect.Signature.bind` takes 2 to 3 microseconds. So a function with the same signature is compiled
-once for each decorated function, and Python's own calling does the binding, and raises its own
-``TypeError`` for a wrong call.
+`inspect.Signature.bind` takes 2 to 3 microseconds. So a function with the same signature is
+compiled once for each decorated function, and Python's own calling does the binding, and raises its
+own ``TypeError`` for a wrong call.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ class Binding:
         if not name.isidentifier() or keyword.iskeyword(name) or name in scope:
             name = "call"
         scope = dict(scope)
-        source = (
-            f"{'async ' if is_async else ''}def {name}({self._signature(scope)}):\n{body}\n"
-        )
+        source = f"{'async ' if is_async else ''}def {name}({self._signature(scope)}):\n{body}\n"
         exec(compile(source, "<kv_store_adapter>", "exec"), scope)  # noqa: S102  # see above
         function: Callable[..., Any] = scope[name]
         return function
@@ -95,12 +93,15 @@ class Binding:
 
     def _compile_call(self) -> Callable[[Callable[..., Any], Tuple[Any, ...]], Any]:
         arguments = [
-            f"{p.name}={p.name}" if p.kind is _KINDS.KEYWORD_ONLY else _STARS.get(p.kind, "") + p.name
+            f"{p.name}={p.name}"
+            if p.kind is _KINDS.KEYWORD_ONLY
+            else _STARS.get(p.kind, "") + p.name
             for p in self.parameters
         ]
         function, values = f"{self.prefix}function", f"{self.prefix}values"
         unpack = f"    {self.as_tuple(self.plain_names)} = {values}\n" if self.parameters else ""
-        source = f"def call({function}, {values}):\n{unpack}    return {function}({', '.join(arguments)})"
+        call_it = f"    return {function}({', '.join(arguments)})"
+        source = f"def call({function}, {values}):\n{unpack}{call_it}"
         scope: Dict[str, Any] = {}
         exec(compile(source, "<kv_store_adapter>", "exec"), scope)  # noqa: S102  # as above
         call: Callable[[Callable[..., Any], Tuple[Any, ...]], Any] = scope["call"]

@@ -178,7 +178,7 @@ def unwrapped(function: Any) -> Tuple[Callable[..., Any], str, bool]:
     if not callable(function):
         raise TypeError(f"@cached decorates functions, not {type(function).__name__}.")
     # An object with __call__ may be any of these, too.
-    for one in (function, getattr(type(function), "__call__", None)):
+    for one in (function, type(function).__call__):
         if inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one):
             raise TypeError(
                 f"{getattr(function, '__qualname__', 'This')}() is a generator function: its "
@@ -186,7 +186,7 @@ def unwrapped(function: Any) -> Tuple[Callable[..., Any], str, bool]:
                 "the items."
             )
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(type(function), "__call__", None)
+        type(function).__call__
     )
     return function, kind, is_async
 
@@ -216,21 +216,26 @@ def place_of(
     # In a namespace that functions may share, their keys say whose they are.
     label = "" if namespace is None or own_key else function.__qualname__
     full = place if root_of(store) is store else f"{getattr(store, 'name', '')}:{place}"
-    code = getattr(function, "__code__", None)
     try:
         with _guard:
             known = _places.setdefault(root_of(store), {})
             earlier = known.get(f"{full} {label}", lambda: None)()
-            known[f"{full} {label}"] = weakref.ref(function)
+            if earlier is None or own_key or _may_follow(earlier, function):
+                known[f"{full} {label}"] = weakref.ref(function)
+                return place, label
     except TypeError:  # a store that does not hash, or a function without weak references
-        return place, label
-    if earlier is None or own_key or earlier is function:
-        return place, label
-    same_name = qualified_name(earlier) == qualified_name(function)
-    if same_name and ("<lambda>" not in place or earlier.__code__ is code):
-        # Defined anew, in a notebook perhaps, or made again by the same outer function.
         return place, label
     raise ValueError(
         f"{qualified_name(function)}() would store its results where {qualified_name(earlier)}() "
         "does, under the same keys. Give one of them a namespace= of its own."
     )
+
+
+def _may_follow(earlier: Any, function: Any) -> bool:
+    """Whether a function may store where an earlier one does, which is still alive."""
+    if qualified_name(earlier) != qualified_name(function):
+        return False
+    # Of one name: defined anew, in a notebook perhaps, or made again by the same outer function.
+    # But all lambdas of a module have one name, so there the code must be the same.
+    code = getattr(function, "__code__", None)
+    return "<lambda>" not in function.__qualname__ or getattr(earlier, "__code__", None) is code

@@ -300,5 +300,3 @@ class AsyncDriver:
         self._flow.board.doom(None)
         await self._aio.clear_namespace(self._namespace)
         self._flow.tally.reset()
-
-

@@ -39,7 +39,7 @@ class Outcome:
                 raise self.error
             finally:
                 # The traceback holds this frame, which must not hold the error in turn.
-                self = None  # type: ignore[assignment]
+                self = None  # type: ignore[assignment]  # noqa: PLW0642
         return self.value
 
 
@@ -52,7 +52,17 @@ class Flight:
         locked: It holds the store's lock, so nothing inside of it may wait.
     """
 
-    __slots__ = ("__weakref__", "callbacks", "doomed", "event", "key", "landed", "locked", "outcome", "waits_for")
+    __slots__ = (
+        "__weakref__",
+        "callbacks",
+        "doomed",
+        "event",
+        "key",
+        "landed",
+        "locked",
+        "outcome",
+        "waits_for",
+    )
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -72,7 +82,7 @@ Chain = Tuple[Flight, ...]
 #: follows into tasks and into threads started with the context.
 chain: ContextVar[Chain] = ContextVar("kv_store_adapter_chain", default=())
 
-# Guards all boards: who waits for whom goes across functions. Held for microseconds, on misses only.
+# Guards all boards: who waits for whom goes across functions. Held for microseconds, on misses.
 _guard = threading.Lock()
 _boards: weakref.WeakSet[Board] = weakref.WeakSet()
 

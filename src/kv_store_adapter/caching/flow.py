@@ -25,7 +25,7 @@ from ..protocol import KVStoreProtocol
 from ..rules import MISSING
 from .binding import Binding
 from .flights import ALONE, LEAD, Board, Chain, Flight, Outcome, chain
-from .freshness import EARLY, FRESH, STALE, Envelope, Freshness
+from .freshness import EARLY, FRESH, Envelope, Freshness
 from .health import health_of, warn
 from .switch import is_disabled, off
 from .tally import Tally

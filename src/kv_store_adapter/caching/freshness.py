@@ -126,5 +126,3 @@ def _number(name: str, value: Any) -> float:
     if not 0 <= value < math.inf:
         raise ValueError(f"{name}= is not negative and finite, not {value!r}.")
     return float(value)
-
-

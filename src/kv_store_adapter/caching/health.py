@@ -1,4 +1,4 @@
-"""A store in trouble: a breaker, so that a dead store costs one wait, and warnings that don't flood."""
+"""A store in trouble: a breaker, so that a dead one costs one wait; warnings that don't flood."""
 
 from __future__ import annotations
 

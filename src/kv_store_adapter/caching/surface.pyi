@@ -1,12 +1,12 @@
-# What type checkers know of decorated functions: they keep their signature, and so do the handles on
-# them. There is no such module when the program runs: wrapper.py has the classes.
+# What type checkers know of decorated functions: they keep their signature, and so do the handles
+# on them. There is no such module when the program runs: wrapper.py has the classes.
 #
-# Type checkers take @classmethod and @staticmethod off before they ask a decorator, whichever stands
-# above, and mypy does not look at what a descriptor's `self` is said to be. So what is asked for on
-# a class may be called both ways, with the first argument (a method, or a static method) and
-# without it (a class method).
+# Type checkers take @classmethod and @staticmethod off before they ask a decorator, whichever
+# stands above, and mypy does not look at what a descriptor's `self` is said to be. So what is asked
+# for on a class may be called both ways, with the first argument (a method, or a static method) and
+# without it (a class method). A static method asked for on an instance is known to pyright only.
 
-from typing import Any, Awaitable, Callable, Coroutine, Dict, Generic, Optional, TypeVar, overload
+from typing import Any, Awaitable, Callable, Coroutine, Generic, TypeVar, overload
 
 from typing_extensions import Concatenate, ParamSpec, Protocol, Self
 
@@ -23,7 +23,7 @@ class _Handles:
     __qualname__: str
     __module__: str
     def cache_info(self) -> CacheInfo: ...
-    def cache_parameters(self) -> Dict[str, Any]: ...
+    def cache_parameters(self) -> dict[str, Any]: ...
 
 # A bound method of a plain decorated function.
 class BoundCached(_Handles, Generic[_P, _T]):
@@ -77,7 +77,7 @@ class CachedFunction(BoundCached[_P, _T]):
     # A method, asked for on an instance.
     @overload
     def __get__(
-        self: CachedFunction[Concatenate[_S, _Q], _T], instance: _S, owner: Optional[type] = None
+        self: CachedFunction[Concatenate[_S, _Q], _T], instance: _S, owner: type | None = None
     ) -> BoundCached[_Q, _T]: ...
     # A class method, asked for on an instance.
     @overload
@@ -86,7 +86,7 @@ class CachedFunction(BoundCached[_P, _T]):
     ) -> BoundCached[_Q, _T]: ...
     # A static method.
     @overload
-    def __get__(self, instance: object, owner: Optional[type] = None) -> Self: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Self: ...
 
 # A bound method of a decorated coroutine function.
 class BoundCachedCoroutine(_Handles, Generic[_P, _T]):
@@ -142,7 +142,7 @@ class CachedCoroutineFunction(BoundCachedCoroutine[_P, _T]):
     def __get__(
         self: CachedCoroutineFunction[Concatenate[_S, _Q], _T],
         instance: _S,
-        owner: Optional[type] = None,
+        owner: type | None = None,
     ) -> BoundCachedCoroutine[_Q, _T]: ...
     # A class method, asked for on an instance.
     @overload
@@ -151,7 +151,7 @@ class CachedCoroutineFunction(BoundCachedCoroutine[_P, _T]):
     ) -> BoundCachedCoroutine[_Q, _T]: ...
     # A static method.
     @overload
-    def __get__(self, instance: object, owner: Optional[type] = None) -> Self: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Self: ...
 
 # What cached(store) returns. Its overloads overlap: a coroutine function is a function, too.
 class Decorator(Protocol):

@@ -10,7 +10,7 @@ from ..protocol import KVStoreProtocol
 
 __all__ = ["caching_disabled", "is_disabled", "off"]
 
-#: The stores that are switched off; ``None`` stands for all. Empty almost always: a hit asks no more.
+#: The stores that are switched off; ``None`` stands for all. Empty almost always: all a hit asks.
 off: List[Optional[KVStoreProtocol]] = []
 
 

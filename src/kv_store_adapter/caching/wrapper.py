@@ -212,9 +212,7 @@ def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
     name = getattr(flow.function, "__name__", "call")
     keyed = list(flow.keyed_names)
     starred = any(n.startswith("*") for n in binding.names)
-    quick = (
-        flow.hits_are_raw and flow.remembers_keys and not starred and not flow.store.waits
-    )
+    quick = flow.hits_are_raw and flow.remembers_keys and not starred and not flow.store.waits
     if not quick:
         body = f"    return {slow})"
         return binding.compile(name, body, {f"{p}slow": driver.call}, is_async=is_async)
@@ -267,5 +265,3 @@ def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
         f"{p}miss": miss,
     }
     return binding.compile(name, body, scope, is_async=is_async)
-
-

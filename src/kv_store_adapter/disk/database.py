@@ -104,7 +104,8 @@ class Database(forking.Forkable):
             self._give(connection)
             return row
         self._give(connection)
-        return self.read(lambda again: again.execute(sql, parameters).fetchone())
+        found: Optional[Row] = self.read(lambda c: c.execute(sql, parameters).fetchone())
+        return found
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on a connection, again while another process is in the way."""
@@ -205,7 +206,9 @@ class Database(forking.Forkable):
             try:
                 while True:
                     if self._closed:
-                        raise StoreClosedError(f"The store on {self.path} is closed. Make a new one.")
+                        raise StoreClosedError(
+                            f"The store on {self.path} is closed. Make a new one."
+                        )
                     if not self._forking:
                         try:
                             return self._idle.pop()

@@ -265,7 +265,9 @@ class Folder:
         """
         path = self._at(file)
         try:
-            with open(os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT | _BINARY), "rb", 0) as stream:
+            with open(
+                os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT | _BINARY), "rb", 0
+            ) as stream:
                 if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                     raise OSError(errno.EINVAL, "it is not a plain file")
                 head = stream.read(_HEADER)
@@ -275,7 +277,9 @@ class Folder:
         except OSError as error:
             # ELOOP: somebody put a link in its place. Only this entry suffers.
             if error.errno in (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO):
-                raise damaged(key, namespace, path, "it is not the file that was written") from error
+                raise damaged(
+                    key, namespace, path, "it is not the file that was written"
+                ) from error
             raise StoreUnavailableError(f"{path} could not be read: {error.strerror}.") from error
         if head != _MAGIC + bytes.fromhex(os.path.basename(file)[:32]):
             raise damaged(key, namespace, path, "it is not the file that was written")

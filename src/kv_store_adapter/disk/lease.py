@@ -15,9 +15,7 @@ __all__ = ["DiskLease"]
 class DiskLease(Lease):
     """A row that names its holder and when it ends. A killed holder's row is taken over then."""
 
-    def __init__(
-        self, database: Database, key: str, namespace: Optional[str], ttl_ms: int
-    ) -> None:
+    def __init__(self, database: Database, key: str, namespace: Optional[str], ttl_ms: int) -> None:
         self._database = database
         self._place = (namespace or "", key)
         self._token = secrets.token_hex(16)

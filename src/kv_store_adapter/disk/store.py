@@ -123,7 +123,9 @@ class DiskKVStore(KVStoreProtocol):
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"A path is a str or a pathlib.Path, not {type(path).__name__}.")
         if size_limit is not None and (isinstance(size_limit, bool) or size_limit < 1):
-            raise ValueError(f"size_limit is a number of bytes above zero, or None: {size_limit!r}.")
+            raise ValueError(
+                f"size_limit is a number of bytes above zero, or None: {size_limit!r}."
+            )
         self._options = {
             "serializer": serializer,
             "durable": durable,
@@ -364,9 +366,7 @@ class DiskKVStore(KVStoreProtocol):
         digest = _digest(key, data) if self._verify else None
         return namespace or "", key, expires, len(data), data, digest
 
-    def _insert(
-        self, sql: str, row: Tuple[Any, ...], namespace: Optional[str]
-    ) -> Tuple[int, int]:
+    def _insert(self, sql: str, row: Tuple[Any, ...], namespace: Optional[str]) -> Tuple[int, int]:
         while True:
             try:
                 return self._database.write(sql, row)

@@ -208,9 +208,7 @@ class Conversation:
         (stored,) = yield Ask((*_set(name, data, milliseconds), "NX"), harmless=False, writes=True)
         return stored is not None and stored is not False
 
-    def pop(
-        self, key: str, namespace: Optional[str] = None, *, default: Any = MISSING
-    ) -> Talk:
+    def pop(self, key: str, namespace: Optional[str] = None, *, default: Any = MISSING) -> Talk:
         key, namespace, name = self._check(key, namespace)
         try:
             left, data = yield Ask(("PTTL", name), ("GETDEL", name), harmless=False, writes=True)
@@ -227,9 +225,7 @@ class Conversation:
             yield Ask((*_set(name, data, left if left > 0 else None), "NX"), writes=True)
             raise
 
-    def touch(
-        self, key: str, namespace: Optional[str] = None, ttl: Optional[TTL] = None
-    ) -> Talk:
+    def touch(self, key: str, namespace: Optional[str] = None, ttl: Optional[TTL] = None) -> Talk:
         _, _, name = self._check(key, namespace)
         milliseconds = check_ttl(ttl)
         if milliseconds is None:
@@ -293,7 +289,9 @@ class Conversation:
 
     def delete_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> Talk:
         namespace = check_namespace(namespace)
-        return (yield from self._unlink([self._layout.name(k, namespace) for k in check_keys(keys)]))
+        return (
+            yield from self._unlink([self._layout.name(k, namespace) for k in check_keys(keys)])
+        )
 
     def _unlink(self, names: Sequence[bytes]) -> Talk:
         gone = 0

@@ -42,9 +42,9 @@ _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 class RedisKVStore(KVStoreProtocol):
     """A store on a Redis (6.2 or later) or Valkey server, shared by everybody who reaches it.
 
-    Each entry is one Redis string under ``prefix:namespace:key`` (see `kv_store_adapter.redis.layout`)
-    with the server's own expiry, so ``redis-cli``, eviction and ``TTL`` work as usual. Nothing
-    outside the prefix is ever read, listed or deleted.
+    Each entry is one Redis string under ``prefix:namespace:key`` (see
+    `kv_store_adapter.redis.layout`) with the server's own expiry, so ``redis-cli``, eviction and
+    ``TTL`` work as usual. Nothing outside the prefix is ever read, listed or deleted.
 
     Args:
         host: The server. Nothing is connected before the first operation.
@@ -109,7 +109,7 @@ class RedisKVStore(KVStoreProtocol):
         place, _, query = url.partition("#")[0].partition("?")
         pairs = parse_qsl(query, keep_blank_values=True)
         prefix = dict(pairs).get("prefix", "kv")
-        # Put together by hand: urlunsplit() makes unix:/path of unix:///path. Only ours is taken out.
+        # Put together by hand: urlunsplit() makes unix:/path of unix:///path. Ours is taken out.
         rest = [part for part in query.split("&") if part.partition("=")[0] != "prefix"]
         plain = "?".join([place, *filter(None, ["&".join(rest)])])
         named = {name for name, _ in pairs}
@@ -347,7 +347,9 @@ class RedisKVStore(KVStoreProtocol):
 
         from ..aio import AsyncKVStore
 
-        genuine = type(self._client) is redis.Redis and type(self._client).__module__ == "redis.client"
+        genuine = (
+            type(self._client) is redis.Redis and type(self._client).__module__ == "redis.client"
+        )
         if self._options is None or not genuine:
             return AsyncKVStore(self)
         if self._aio is None:
@@ -438,9 +440,9 @@ def translate(error: Exception, ask: Optional[Ask], client: Any) -> KVStoreError
         ours.__cause__ = error
         return ours
     where = f"Redis at {place_of(client)}"
-    if isinstance(error, (driver.AuthenticationError, driver.AuthorizationError)) or text.startswith(
-        ("NOAUTH", "WRONGPASS", "NOPERM")
-    ):
+    if isinstance(
+        error, (driver.AuthenticationError, driver.AuthorizationError)
+    ) or text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
         message = f"{where} refuses this login: {text}. Check user name and password."
     elif isinstance(error, driver.BusyLoadingError):
         message = f"{where} is still loading its data. Try again in a moment."

@@ -77,7 +77,7 @@ class AsyncKVStoreContract:
     # ------------------------------------------------------------------ the operations
 
     def test_it_has_every_operation(self, store: KVStoreProtocol) -> None:
-        """aio has each operation of the protocol, with the same parameters."""
+        """Aio has each operation of the protocol, with the same parameters."""
         for name in _OPERATIONS:
             plain = inspect.signature(getattr(KVStoreProtocol, name))
             awaited = inspect.signature(getattr(type(store.aio), name))
