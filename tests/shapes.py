@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import datetime
+import datetime as dt
 import enum
 import functools
 import textwrap
@@ -173,9 +173,9 @@ def found_by_name() -> None:
     """What is decorated by us is found by its name, too."""
 
 
-UTC = datetime.timezone.utc
-_H = datetime.timedelta(hours=1)
-NOON = datetime.datetime(2024, 3, 31, 12)  # noqa: DTZ001  # no zone: that is the point
+UTC = dt.timezone.utc
+HOUR = dt.timedelta(hours=1)
+NOON = dt.datetime(2024, 3, 31, 12)  # noqa: DTZ001  # no zone: that is the point
 
 
 def endless_list() -> List[Any]:

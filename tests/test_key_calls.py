@@ -13,6 +13,7 @@ from typing import Any, List, Tuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kv_store_adapter import (
     MemoryKVStore,
     UnkeyableArgumentError,
@@ -20,7 +21,6 @@ from kv_store_adapter import (
     cached_many,
 )
 from kv_store_adapter.keys import Template
-
 from shapes import (
     NOON,
     Level,
@@ -317,7 +317,6 @@ def test_functions_keep_apart_by_module_and_name() -> None:
     assert len(store.keys("n")) == 2
 
 
-@pytest.mark.xfail(reason="what place_of refuses takes the place all the same: see decorator.py")
 def test_two_lambdas_are_not_taken_for_one() -> None:
     """Lambdas have one name: the second one needs a namespace of its own."""
     store = MemoryKVStore()
@@ -331,7 +330,6 @@ def test_two_lambdas_are_not_taken_for_one() -> None:
     assert cached(store)(one)(1) == 2
 
 
-@pytest.mark.xfail(reason="place_of looks for lambdas in the namespace, not in the name")
 def test_lambdas_in_a_shared_namespace_are_not_taken_for_one() -> None:
     """Their names would not tell them apart there, either."""
     store = MemoryKVStore()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import datetime
+import datetime as dt
 import decimal
 import fractions
 import functools
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import pytest
+
 from kv_store_adapter import (
     MemoryKVStore,
     UnkeyableArgumentError,
@@ -26,9 +27,8 @@ from kv_store_adapter import (
     register_key_encoder,
 )
 from kv_store_adapter.keys import qualified_name, text_of
-
 from shapes import (
-    _H,
+    HOUR,
     NOON,
     UTC,
     Anyone,
@@ -72,9 +72,9 @@ APART: List[Any] = [
     *(Pair(1, 2), Pair(1, "2"), Couple(1, 2), UserId(1), OrderId(1), UserId(0), Ratio(1.0)),
     *(Ratio(-0.0), Ratio(0.0), Email("a"), "a", Email("hidden"), Blob(b"a"), b"a"),
     *(NOON, NOON.replace(fold=1), NOON.replace(tzinfo=UTC), NOON.date(), NOON.time(), "2024-03-31"),
-    *(NOON.replace(tzinfo=datetime.timezone(_H)), NOON.replace(tzinfo=datetime.timezone(_H, "X"))),
+    *(NOON.replace(tzinfo=dt.timezone(HOUR)), NOON.replace(tzinfo=dt.timezone(HOUR, "X"))),
     *(NOON.time().replace(tzinfo=UTC), NOON.time().replace(fold=1), NOON.isoformat()),
-    *(datetime.timezone(_H, "X"), datetime.timezone(2 * _H, "X"), UTC, _H, 3600, 3600.0),
+    *(dt.timezone(HOUR, "X"), dt.timezone(2 * HOUR, "X"), UTC, HOUR, 3600, 3600.0),
     *(decimal.Decimal(1), decimal.Decimal("1.0"), decimal.Decimal("NaN"), decimal.Decimal("-0")),
     *(fractions.Fraction(1), fractions.Fraction(1, 3), uuid.UUID(int=1), str(uuid.UUID(int=1))),
     *(pathlib.PurePosixPath("a"), pathlib.PureWindowsPath("a"), pathlib.Path("a"), Path("A")),
@@ -109,7 +109,7 @@ SAME: List[Tuple[Any, Any]] = [
     (~Can.RUN, Can.READ | Can.WRITE),
     (Point(1, note="a"), Point(1, note="b")),
     (float("nan"), -float("nan")),
-    (NOON, datetime.datetime.fromisoformat("2024-03-31T12:00:00")),
+    (NOON, dt.datetime.fromisoformat("2024-03-31T12:00:00")),
     (decimal.Decimal("1E+5"), decimal.Decimal("1e5")),
     (fractions.Fraction(2, 4), fractions.Fraction(1, 2)),
     (uuid.UUID(int=1), uuid.UUID(str(uuid.UUID(int=1)))),
@@ -161,7 +161,7 @@ def test_zones_count_by_name() -> None:
         paris, rome = zoneinfo.ZoneInfo("Europe/Paris"), zoneinfo.ZoneInfo("Europe/Rome")
     except zoneinfo.ZoneInfoNotFoundError:
         pytest.skip("this machine has no time zones")
-    texts = {text_of(NOON.replace(tzinfo=zone)) for zone in (paris, rome, datetime.timezone(_H))}
+    texts = {text_of(NOON.replace(tzinfo=zone)) for zone in (paris, rome, dt.timezone(HOUR))}
     assert len(texts) == 3
     assert text_of(paris) != text_of(rome)
     late = NOON.replace(month=10, day=27, hour=2, minute=30, tzinfo=paris)
@@ -169,12 +169,12 @@ def test_zones_count_by_name() -> None:
     assert text_of(NOON.time().replace(tzinfo=paris)) != text_of(NOON.time().replace(tzinfo=rome))
 
 
-class Zone(datetime.tzinfo):
+class Zone(dt.tzinfo):
     def __init__(self, hours: int) -> None:
         self.hours = hours
 
-    def utcoffset(self, _: Any) -> datetime.timedelta:
-        return self.hours * _H
+    def utcoffset(self, _: Any) -> dt.timedelta:
+        return self.hours * HOUR
 
     def dst(self, _: Any) -> None: ...
 
@@ -308,6 +308,10 @@ class Slotted(str):
     __slots__ = ("tag",)
 
 
+class Rows(list):
+    """What it holds besides its items, nobody knows."""
+
+
 class Liar:
     """Says that it is an int, as proxies and mocks do."""
 
@@ -319,11 +323,11 @@ class Liar:
 _REFUSED = {
     "a plain object": (Plain, "a shapes.Plain"),
     "object()": (object, "a builtins.object"),
-    "a lambda": (lambda: lambda: 1, "the local function shapes.<lambda>"),
+    "a lambda": (lambda: lambda: 1, "the local function test_key_values.<lambda>"),
     "a local function": (make_local, "the local function shapes.make_local.<locals>.local"),
     "a method made of a lambda": (
         lambda: types.MethodType(lambda _: 1, Own(1)),
-        "the local function shapes.<lambda>",
+        "the local function test_key_values.<lambda>",
     ),
     "a method of a plain object": (
         lambda: types.MethodType(function, Plain()),
@@ -331,26 +335,26 @@ _REFUSED = {
     ),
     "an open file": (lambda: open(os.devnull), "a _io.TextIOWrapper"),  # noqa: SIM115
     "a generator": (lambda: (i for i in ()), "a builtins.generator"),
-    "an iterator": (lambda: iter([1]), "a builtins.list_iterator"),
+    "an iterator": (lambda: iter([1, 2]), "a builtins.list_iterator"),
     "a list that holds itself": (endless_list, "something that contains itself"),
     "a dataclass without equality": (lambda: Anyone(1), "a dataclass with eq=False"),
     "a number with attributes": (_with_attribute, "a shapes.UserId with attributes"),
-    "a text with slots": (lambda: Slotted("a"), "a shapes.Slotted with attributes"),
-    "what lies about its class": (Liar, "a shapes.Liar"),
+    "a text with slots": (lambda: Slotted("a"), "a test_key_values.Slotted with attributes"),
+    "what lies about its class": (Liar, "a test_key_values.Liar"),
     "List[int]": (lambda: List[int], "a typing._GenericAlias"),
     "a wrapper by another name": (lambda: wrapping(function), "a builtins.function"),
     "a cached function by another name": (
         lambda: cached(MemoryKVStore())(function),
         "a kv_store_adapter.caching.wrapper.CachedFunction",
     ),
-    "a subclass of list": (lambda: type("Rows", (list,), {})(), "a shapes.Rows"),
+    "a subclass of list": (lambda: Rows([1]), "a test_key_values.Rows"),
     "a subclass of datetime": (
-        lambda: type("Stamp", (datetime.datetime,), {})(2024, 1, 1),
-        "a shapes.Stamp",
+        lambda: type("Stamp", (dt.datetime,), {})(2024, 1, 1),
+        "a test_key_values.Stamp",
     ),
     "a partial of a lambda": (
         lambda: functools.partial(lambda: 1),
-        "a functools.partial that holds the local function shapes.<lambda>",
+        "a functools.partial that holds the local function test_key_values.<lambda>",
     ),
     "deep inside": (
         lambda: {"a": [Point((Plain(),))]},

@@ -160,8 +160,8 @@ def test_bookkeeping_does_not_grow(maxsize: Any) -> None:
         assert len(store.keys("n")) == 0
         assert _noted(store) < 1500
         assert _chunks(store) < 300
-        assert len(store._due) < 700
-        assert store._chunks_alive == _chunks(store)
+        assert len(store._expiry._due) < 700
+        assert store._expiry._alive == _chunks(store)
 
 
 def test_clearing_forgets_the_bookkeeping() -> None:
@@ -171,8 +171,8 @@ def test_clearing_forgets_the_bookkeeping() -> None:
         store.set("key", number, f"n{number}", 86_400)
         assert store.clear_namespace(f"n{number}") == 1
     assert len(store._tables) == 0
-    assert store._chunks_alive == 0
-    assert len(store._due) < 200
+    assert store._expiry._alive == 0
+    assert len(store._expiry._due) < 200
 
 
 def test_the_same_key_over_and_over_is_noted_once() -> None:

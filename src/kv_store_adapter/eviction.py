@@ -50,7 +50,7 @@ class S3FIFO:
 
     def __init__(self, maxsize: int) -> None:
         """Keep at most `maxsize` entries."""
-        self.maxsize = maxsize
+        self.maxsize: int = maxsize
         self._small_share = max(1, maxsize // 10)
         # Ordered dictionaries, not deques: an entry that is deleted leaves its queue in O(1).
         self._small: OrderedDict[Evictable, None] = OrderedDict()

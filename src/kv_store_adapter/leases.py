@@ -158,8 +158,8 @@ class Held:
         self, lease: Lease, key: str, namespace: Optional[str], timeout: Optional[float]
     ) -> None:
         self.lease = lease
-        self.watched = False
-        self.lost = False
+        self.watched: bool = False
+        self.lost: bool = False
         self._key, self._namespace = key, namespace
         self._timeout = timeout
         self._pid = 0

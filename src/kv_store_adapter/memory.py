@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import threading
 import time
 from typing import (
@@ -15,12 +14,12 @@ from typing import (
     Mapping,
     Optional,
     Sequence,
-    Tuple,
 )
 
 from . import forking
 from .eviction import CHUNK, DEADLINE, HITS, KEY, MOST_HITS, S3FIFO, TABLE, VALUE, Evictable
 from .exceptions import KeyNotFoundError, StoreClosedError
+from .expiry import Expiry, Table
 from .protocol import KVStoreProtocol, check_keys
 from .rules import MISSING, TTL, check_key, check_namespace, check_ttl, matcher
 from .serializers import Codec
@@ -32,55 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryKVStore"]
 
-# How many dead entries a write takes along. More than one, so that sweeping outruns writing.
-_SWEPT_PER_WRITE = 4
 
-# Keys a chunk: few enough that tidying one is over in a fraction of a millisecond.
-_CHUNK = 1024
-
-# How many dead keys a chunk may hold before it is worth tidying.
-_TOLERATED = 32
-
-
-class _Chunk:
-    """Up to `_CHUNK` keys of one table whose deadlines lie in one stretch of time.
-
-    A key in it counts only while its entry names this chunk; `dead` of them no longer do.
-    """
-
-    __slots__ = ("dead", "keys", "number")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.keys: List[str] = []
-        self.dead = 0
-
-
-class _Table(Dict[str, Any]):
-    """The entries of one namespace: key to entry.
-
-    An entry is ``(value, None)``, or ``(value, deadline, number of its chunk)``, or in a bounded
-    store an `Evictable`. The chunk goes by number, not by reference: the garbage collector need not
-    follow a tuple of text and numbers, and with a million entries that is felt.
-
-    `chunks` are all chunks by number, `open` those that still take keys, by stretch of time.
-    `bound` says that a reader holds on to this very table.
-    """
-
-    __slots__ = ("bound", "chunks", "name", "open")
-
-    def __init__(self, name: Optional[str]) -> None:
-        super().__init__()
-        self.name = name
-        self.bound = False
-        self.chunks: Dict[int, _Chunk] = {}
-        self.open: Dict[int, _Chunk] = {}
-
-    def __reduce__(self) -> Any:
-        raise TypeError("The tables of a MemoryKVStore do not pickle.")
-
-
-class _Closed(Dict[Optional[str], _Table]):
+class _Closed(Dict[Optional[str], Table]):
     """Stands in for the tables of a closed store, so that an open one need not ask."""
 
     __slots__ = ()
@@ -127,14 +79,10 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             if maxsize < 1:
                 raise ValueError(f"maxsize is at least 1, or None for no limit, not {maxsize}.")
         self._lock = threading.RLock()
-        self._tables: Dict[Optional[str], _Table] = {}
+        self._tables: Dict[Optional[str], Table] = {}
         self._policy = None if maxsize is None else S3FIFO(maxsize)
         self._codec = None if serializer is None else Codec(serializer)
-        # (end of its stretch of time, chunk's number, name of the stretch, table), soonest first.
-        self._due: List[Tuple[float, int, int, _Table]] = []
-        self._due_next = float("inf")
-        self._chunks_made = 0
-        self._chunks_alive = 0
+        self._expiry = Expiry()
         forking.register(self)
 
     def __repr__(self) -> str:
@@ -270,12 +218,12 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             return super().finder(namespace)
         return self._bind(check_namespace(namespace)).get
 
-    def _bind(self, namespace: Optional[str]) -> _Table:
+    def _bind(self, namespace: Optional[str]) -> Table:
         """The table of a namespace; from now on it is emptied, never replaced."""
         with self._lock:
             table = self._tables.get(namespace)
             if table is None:
-                table = self._tables[namespace] = _Table(namespace)
+                table = self._tables[namespace] = Table(namespace)
             table.bound = True
             return table
 
@@ -374,7 +322,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
                 for entry in gone:
                     self._policy.forget(entry)
             table.clear()
-            self._forget_chunks(table)
+            self._expiry.forget(table)
             if not table.bound:
                 del self._tables[namespace]
         # The values die here, outside the lock: their __del__ may do anything.
@@ -388,7 +336,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         """Let go of all entries. Everything after this raises `StoreClosedError`."""
         with self._lock:
             tables, self._tables = self._tables, _Closed()
-            self._due, self._due_next = [], float("inf")
+            self._expiry = Expiry()
             if self._policy is not None:
                 self._policy = S3FIFO(self._policy.maxsize)
             for table in dict.values(tables):
@@ -408,7 +356,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
     ) -> None:
         table = self._tables.get(namespace)
         if table is None:
-            table = self._tables[namespace] = _Table(namespace)
+            table = self._tables[namespace] = Table(namespace)
         now = time.time()
         old: Any = table.get(key)
         deadline = None if milliseconds is None else now + milliseconds / 1000
@@ -425,7 +373,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         elif milliseconds is None:
             number = None
         else:
-            number = self._note(table, key, int(now * 1000) + milliseconds, milliseconds)
+            number = self._expiry.note(table, key, int(now * 1000) + milliseconds, milliseconds)
         abandoned = None if old is None or kept or old[DEADLINE] is None else old[CHUNK]
         if self._policy is None:
             table[key] = (value, None) if deadline is None else (value, deadline, number)
@@ -441,8 +389,8 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             if old[HITS] < MOST_HITS:
                 old[HITS] += 1
         if abandoned is not None:
-            self._abandon(table, abandoned)
-        if now >= self._due_next:
+            self._expiry.abandon(table, abandoned)
+        if now >= self._expiry.next:
             self._sweep(now)
         if self._policy is not None:
             self._make_room(self._policy)
@@ -453,97 +401,32 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             self._remove(victim[TABLE], victim[KEY], victim)
             victim = policy.evict()
 
-    def _drop(self, table: _Table, key: str, entry: Any) -> None:
+    def _drop(self, table: Table, key: str, entry: Any) -> None:
         if self._policy is not None:
             self._policy.forget(entry)
         self._remove(table, key, entry)
 
-    def _remove(self, table: _Table, key: str, entry: Any) -> None:
+    def _remove(self, table: Table, key: str, entry: Any) -> None:
         del table[key]
         if table or table.bound:
             if entry[DEADLINE] is not None:
-                self._abandon(table, entry[CHUNK])
+                self._expiry.abandon(table, entry[CHUNK])
         else:
-            self._forget_chunks(table)
+            self._expiry.forget(table)
             del self._tables[table.name]
-
-    # Expiry. A heap with an item an entry would cost 72 bytes each. Instead keys that expire are
-    # noted in chunks by deadline, each stretch of time an eighth of the ttl (rounded to a power of
-    # two) wide: 17 bytes a key. A chunk is swept after its last deadline, a few keys a write.
-
-    def _note(self, table: _Table, key: str, deadline_ms: int, ttl_ms: int) -> int:
-        """Put `key` into a chunk that is swept soon after its deadline; return its number."""
-        level = max(0, ttl_ms.bit_length() - 4)
-        stretch = deadline_ms >> level << 6 | level
-        chunk = table.open.get(stretch)
-        if chunk is None or len(chunk.keys) >= _CHUNK:
-            self._chunks_made += 1
-            self._chunks_alive += 1
-            chunk = _Chunk(self._chunks_made)
-            table.chunks[chunk.number] = table.open[stretch] = chunk
-            end = ((deadline_ms >> level) + 1 << level) / 1000
-            heapq.heappush(self._due, (end, chunk.number, stretch, table))
-            self._due_next = self._due[0][0]
-        chunk.keys.append(key)
-        return chunk.number
-
-    def _abandon(self, table: _Table, number: int) -> None:
-        """An entry that named this chunk no longer does. Tidy the chunk when most of it is dead."""
-        chunk = table.chunks.get(number)
-        if chunk is None:
-            return
-        chunk.dead += 1
-        if chunk.dead > _TOLERATED and chunk.dead * 2 > len(chunk.keys):
-            chunk.keys = [
-                key for key in dict.fromkeys(chunk.keys) if self._noted(table, key, number)
-            ]
-            chunk.dead = 0
-
-    @staticmethod
-    def _noted(table: _Table, key: str, number: int) -> bool:
-        entry = table.get(key)
-        return entry is not None and entry[DEADLINE] is not None and entry[CHUNK] == number
 
     def _sweep(self, now: float) -> None:
         """Drop a few entries that have expired, and note anew those that were given more time."""
-        left = _SWEPT_PER_WRITE
-        while left and self._due and self._due[0][0] <= now:
-            _end, number, stretch, table = self._due[0]
-            chunk = table.chunks.get(number)
-            while left and chunk is not None and chunk.keys:
-                left -= 1
-                self._sweep_key(table, chunk.keys.pop(), number, now)
-            if chunk is None or not chunk.keys:
-                heapq.heappop(self._due)
-                if table.chunks.pop(number, None) is not None:
-                    self._chunks_alive -= 1
-                if table.open.get(stretch) is chunk:
-                    table.open.pop(stretch, None)
-        self._due_next = self._due[0][0] if self._due else float("inf")
-
-    def _sweep_key(self, table: _Table, key: str, number: int, now: float) -> None:
-        if not self._noted(table, key, number):
-            return
-        entry = table[key]
-        if entry[DEADLINE] <= now:
-            self._drop(table, key, entry)
-            return
-        deadline_ms = int(entry[DEADLINE] * 1000)
-        again = self._note(table, key, deadline_ms, max(1, deadline_ms - int(now * 1000)))
-        if self._policy is None:
-            table[key] = (entry[VALUE], entry[DEADLINE], again)
-        else:
-            entry[CHUNK] = again
-
-    def _forget_chunks(self, table: _Table) -> None:
-        self._chunks_alive -= len(table.chunks)
-        table.chunks.clear()
-        table.open.clear()
-        if len(self._due) > 2 * self._chunks_alive + 64:
-            # Mostly of tables that were cleared: they would stay until they are due.
-            self._due = [item for item in self._due if item[1] in item[3].chunks]
-            heapq.heapify(self._due)
-            self._due_next = self._due[0][0] if self._due else float("inf")
+        for table, key, entry in self._expiry.due(now):
+            if entry[DEADLINE] <= now:
+                self._drop(table, key, entry)
+                continue
+            deadline_ms = int(entry[DEADLINE] * 1000)
+            again = self._expiry.note(table, key, deadline_ms, deadline_ms - int(now * 1000))
+            if self._policy is None:
+                table[key] = (entry[VALUE], entry[DEADLINE], again)
+            else:
+                entry[CHUNK] = again
 
     # ------------------------------------------------------------------ fork
 

@@ -384,7 +384,7 @@ class Codec:
                     f"A serializer has dumps() and loads(); {type(serializer).__name__} has no "
                     f"{method}()."
                 )
-        self.name = name_of(self.serializer)
+        self.name: str = name_of(self.serializer)
 
     def encode(self, value: Any, key: str, namespace: Optional[str]) -> bytes:
         """The bytes of `value`, or `SerializationError`."""

@@ -85,6 +85,9 @@ class Section:
         conditions: What holds for all of them: sizes, ttl, durability, threads.
         rounds: How many rounds a quick and a full run has.
         server: Whether it needs the Redis server.
+
+    Attributes:
+        group: The file it is in.
     """
 
     name: str
@@ -92,6 +95,7 @@ class Section:
     conditions: str
     rounds: Tuple[int, int] = (3, 7)
     server: bool = False
+    group: str = ""
     contestants: Dict[str, Contestant] = field(default_factory=dict)
     bars: List[Bar] = field(default_factory=list)
 

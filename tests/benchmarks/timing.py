@@ -14,10 +14,10 @@ from textwrap import indent
 from time import perf_counter
 from typing import Any, Callable, Dict, Mapping, Sequence, Tuple
 
-__all__ = ["cycles", "repeated", "timed", "worst"]
+__all__ = ["cycles", "loop", "repeated", "timed", "worst"]
 
 _LOOP = """\
-{color}def loop(over, {names}):
+{color}def run(over, {names}):
     start = clock()
     for {variable} in over:
 {statement}
@@ -25,7 +25,7 @@ _LOOP = """\
 """
 # As `_LOOP`, but the longest single time.
 _WORST = """\
-{color}def loop(over, {names}):
+{color}def run(over, {names}):
     longest = 0.0
     for {variable} in over:
         start = clock()
@@ -48,13 +48,18 @@ def _compiled(template: str, statement: str, names: Tuple[str, ...], variable: s
     )
     scope: Dict[str, Any] = {"clock": perf_counter}
     exec(compile(source, "<loop>", "exec"), scope)
-    loop: Callable[..., Any] = scope["loop"]
-    return loop
+    run: Callable[..., Any] = scope["run"]
+    return run
+
+
+def loop(statement: str, over: Sequence[Any], names: Mapping[str, Any], variable: str = "key") -> float:
+    """Run `statement` for each of `over`; return the seconds for all, and do nothing besides."""
+    return _run(_LOOP, statement, over, names, variable)
 
 
 def _run(template: str, statement: str, over: Sequence[Any], names: Mapping[str, Any], variable: str) -> float:
-    loop = _compiled(template, statement, tuple(names), variable)
-    result = loop(over, *names.values())
+    run = _compiled(template, statement, tuple(names), variable)
+    result = run(over, *names.values())
     if asyncio.iscoroutine(result):
         result = asyncio.get_event_loop().run_until_complete(result)
     return float(result)
@@ -66,7 +71,7 @@ def timed(statement: str, over: Sequence[Any], names: Mapping[str, Any], variabl
     A statement with ``await`` runs as one coroutine on this thread's event loop.
     """
     gc.collect()
-    return _run(_LOOP, statement, over, names, variable) / len(over)
+    return loop(statement, over, names, variable) / len(over)
 
 
 def worst(statement: str, over: Sequence[Any], names: Mapping[str, Any]) -> float:

@@ -110,7 +110,7 @@ async def awaits() -> None:
     await fetch.peek()  # type: ignore[call-arg]
     await fetch.cache_info()  # type: ignore[misc]
     text: str = await fetch("u")  # type: ignore[assignment]
-    print(text)
+    assert text
 
 
 coroutine: Callable[[str], Coroutine[Any, Any, bytes]] = fetch
@@ -269,7 +269,7 @@ cached(
     store,
     ttl=lambda result, *args, **kwargs: 5,
     namespace="n",
-    key=lambda a: str(a),
+    key=lambda a: f"{a}",
     ignore=["a"],
     version=1,
     jitter=0.5,
@@ -292,7 +292,7 @@ cached({}, ttl=60)  # type: ignore[arg-type]
 with caching_disabled(), caching_disabled(store):
     add(1)
 
-register_key_encoder(Repo, lambda one: id(one))
+register_key_encoder(Repo, lambda one: one.name)
 register_key_encoder("Repo", str)  # type: ignore[arg-type]
 
 

@@ -33,11 +33,11 @@ class Binding:
                 f"The signature of {function!r:.100} can't be told, so its calls have no key. "
                 "Wrap it in a function of your own."
             ) from error
-        self.parameters = list(signature.parameters.values())
+        self.parameters: List[inspect.Parameter] = list(signature.parameters.values())
         self.names: List[str] = [_STARS.get(p.kind, "") + p.name for p in self.parameters]
-        self.plain_names = [p.name for p in self.parameters]
+        self.plain_names: List[str] = [p.name for p in self.parameters]
         # A prefix that no parameter starts with, for names of our own in compiled code.
-        self.prefix = "_kv_"
+        self.prefix: str = "_kv_"
         while any(p.name.startswith(self.prefix) for p in self.parameters):
             self.prefix += "_"
         self.bind: Callable[..., Tuple[Any, ...]] = self.compile(
@@ -46,7 +46,7 @@ class Binding:
         # What the user sees in a TypeError is the function's own name.
         self.bind.__name__ = getattr(function, "__name__", "call")
         self.bind.__qualname__ = getattr(function, "__qualname__", "call")
-        self.call = self._compile_call()
+        self.call: Callable[[Callable[..., Any], Tuple[Any, ...]], Any] = self._compile_call()
 
     @staticmethod
     def as_tuple(names: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ class PlainDriver:
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
         self._store, self._namespace = flow.store, flow.namespace
-        self.read = flow.store.reader(flow.namespace)
+        self.read: Callable[[str], Any] = flow.store.reader(flow.namespace)
 
     def drive(self, steps: Steps) -> Any:
         """Run a conversation to its end."""

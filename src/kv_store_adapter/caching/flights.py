@@ -29,8 +29,8 @@ class Outcome:
     __slots__ = ("error", "value")
 
     def __init__(self, value: Any = None, error: Optional[BaseException] = None) -> None:
-        self.value = value
-        self.error = error
+        self.value: Any = value
+        self.error: Optional[BaseException] = error
 
     def unwrap(self) -> Any:
         """The value, or raise."""
@@ -65,12 +65,12 @@ class Flight:
     )
 
     def __init__(self, key: str) -> None:
-        self.key = key
-        self.landed = False
+        self.key: str = key
+        self.landed: bool = False
         self.outcome: Optional[Outcome] = None
-        self.doomed = False
-        self.locked = False
-        self.event = threading.Event()
+        self.doomed: bool = False
+        self.locked: bool = False
+        self.event: threading.Event = threading.Event()
         self.callbacks: List[Callable[[], None]] = []
         # The flights that code inside of this one is waiting for; more than once, if several do.
         self.waits_for: List[Flight] = []
@@ -93,7 +93,7 @@ class Board:
     def __init__(self) -> None:
         self._flights: Dict[str, Flight] = {}
         #: How many have landed: who saw a miss before the last landing looks again.
-        self.landings = 0
+        self.landings: int = 0
         _boards.add(self)
 
     def __len__(self) -> int:

@@ -26,7 +26,7 @@ from ..rules import MISSING
 from .binding import Binding
 from .flights import ALONE, LEAD, Board, Chain, Flight, Outcome, chain
 from .freshness import EARLY, FRESH, Envelope, Freshness
-from .health import health_of, warn
+from .health import Health, health_of, warn
 from .switch import is_disabled, off
 from .tally import Tally
 
@@ -73,14 +73,14 @@ class Flow:
         self.function = function
         self.name = name
         self.store = store
-        self.root = root_of(store)
+        self.root: KVStoreProtocol = root_of(store)
         self.namespace = namespace
         self.options = options
-        self.binding = Binding(function)
-        self.tally = Tally()
-        self.board = Board()
-        self.health = health_of(self.root)
-        self.enveloped = options.freshness.needs_envelope or bool(options.tags)
+        self.binding: Binding = Binding(function)
+        self.tally: Tally = Tally()
+        self.board: Board = Board()
+        self.health: Health = health_of(self.root)
+        self.enveloped: bool = options.freshness.needs_envelope or bool(options.tags)
         names = self.binding.names
         unknown = set(options.ignore) - set(self.binding.plain_names)
         if unknown:

@@ -75,7 +75,7 @@ class Freshness:
         if ttl is None and (stale is not None or self._early or self._jitter):
             raise ValueError("stale=, early= and jitter= need a ttl=: what never expires is fresh.")
         #: Whether results need an envelope to tell how fresh they are.
-        self.needs_envelope = bool(self._stale or self._early)
+        self.needs_envelope: bool = bool(self._stale or self._early)
 
     def lifetimes(
         self, result: Any, call: Callable[[Callable[..., Any]], Any]

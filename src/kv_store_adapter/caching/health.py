@@ -69,8 +69,8 @@ class Health:
     """The breakers of one store. Reads and writes apart: a full disk can still be read."""
 
     def __init__(self) -> None:
-        self.reading = Breaker()
-        self.writing = Breaker()
+        self.reading: Breaker = Breaker()
+        self.writing: Breaker = Breaker()
 
 
 _healths: weakref.WeakKeyDictionary[KVStoreProtocol, Health] = weakref.WeakKeyDictionary()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 __all__ = ["CacheInfo", "Tally"]
 
@@ -42,7 +42,7 @@ class _Count:
     def __init__(self) -> None:
         self._count = itertools.count()
         self._start = 0
-        self.add = self._count.__next__
+        self.add: Callable[[], int] = self._count.__next__
 
     def _total(self) -> int:
         # Its repr, "count(12)", is the only way to look without counting.
@@ -61,8 +61,11 @@ class Tally:
     __slots__ = ("errors", "hits", "misses", "stale", "waits")
 
     def __init__(self) -> None:
-        self.hits, self.misses, self.stale = _Count(), _Count(), _Count()
-        self.errors, self.waits = _Count(), _Count()
+        self.hits: _Count = _Count()
+        self.misses: _Count = _Count()
+        self.stale: _Count = _Count()
+        self.errors: _Count = _Count()
+        self.waits: _Count = _Count()
 
     def reset(self) -> None:
         """Start again from zero."""

@@ -10,7 +10,7 @@ from ..aio import AsyncKVStore
 from ..exceptions import StoreClosedError
 from ..rules import check_namespace, matcher
 from .conversation import Ask
-from .store import first_error, is_final, translate
+from .errors import first_error, is_final, translate
 
 if TYPE_CHECKING:
     from .store import RedisKVStore

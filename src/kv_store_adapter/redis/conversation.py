@@ -52,10 +52,10 @@ class Ask:
         writes: bool = False,
         node: Any = None,
     ) -> None:
-        self.commands = commands
-        self.harmless = harmless
-        self.writes = writes
-        self.node = node
+        self.commands: Tuple[Tuple[Any, ...], ...] = commands
+        self.harmless: bool = harmless
+        self.writes: bool = writes
+        self.node: Any = node
 
 
 class Conversation:

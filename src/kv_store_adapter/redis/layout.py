@@ -12,7 +12,7 @@ empty::
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 __all__ = ["Layout"]
 
@@ -30,7 +30,7 @@ class Layout:
         self.prefix = prefix
         self._start = _escape(prefix).encode("utf-8")
         # A program has few namespaces that it uses a lot.
-        self.start = lru_cache(maxsize=1024)(self._make_start)
+        self.start: Callable[[Optional[str]], bytes] = lru_cache(maxsize=1024)(self._make_start)
 
     def __reduce__(self) -> Tuple[type, Tuple[str]]:
         return Layout, (self.prefix,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..leases import Lease
-from .store import translate
+from .errors import translate
 
 __all__ = ["RedisLease"]
 

@@ -17,11 +17,12 @@ from typing import (
 )
 from urllib.parse import parse_qsl
 
-from ..exceptions import KeyNotFoundError, KVStoreError, StoreClosedError, StoreUnavailableError
+from ..exceptions import KeyNotFoundError, StoreClosedError
 from ..protocol import KVStoreProtocol
 from ..rules import MISSING, TTL, check_namespace, matcher
 from ..serializers import Codec
-from .conversation import Ask, Conversation, WrongTypeError
+from .conversation import Ask, Conversation
+from .errors import first_error, is_final, place_of, translate
 from .layout import Layout
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ..leases import Lease
     from ..serializers import SerializerLike
 
-__all__ = ["RedisKVStore", "translate"]
+__all__ = ["RedisKVStore"]
 
 #: Seconds for connecting and for each answer, unless the caller says otherwise. redis-py by itself
 #: waits without end for an answer, and tries for 3 to 4 s to reach a server that is down.
@@ -398,64 +399,3 @@ def refuse_decoding(client: Any) -> None:
             "The Redis client has decode_responses=True, which would break every value that is "
             "not text. Make the client without it; text still comes back as str."
         )
-
-
-def place_of(client: Any) -> str:
-    """Where the server is, without the password."""
-    pool = getattr(client, "connection_pool", None)
-    settings = getattr(pool, "connection_kwargs", None)
-    if not isinstance(settings, dict):
-        return type(client).__name__
-    path = settings.get("path")
-    place = path or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
-    return f"{place}/{settings.get('db') or 0}"
-
-
-def first_error(replies: List[Any]) -> List[Any]:
-    """The replies of a pipeline, or the first error among them."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return replies
-
-
-def is_final(error: Exception) -> bool:
-    """Whether a connection error would only come again."""
-    import redis
-
-    return isinstance(error, (redis.AuthenticationError, redis.BusyLoadingError))
-
-
-def translate(error: Exception, ask: Optional[Ask], client: Any) -> KVStoreError:
-    """The one seam: any error of the driver becomes ours, with the driver's as its cause."""
-    from redis import exceptions as driver
-
-    if isinstance(error, KVStoreError):
-        return error
-    text = str(error) or type(error).__name__
-    ours: KVStoreError
-    # By its text, because valkey-py's errors are classes of their own.
-    if text.startswith("WRONGTYPE"):
-        ours = WrongTypeError(text)
-        ours.__cause__ = error
-        return ours
-    where = f"Redis at {place_of(client)}"
-    if isinstance(
-        error, (driver.AuthenticationError, driver.AuthorizationError)
-    ) or text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
-        message = f"{where} refuses this login: {text}. Check user name and password."
-    elif isinstance(error, driver.BusyLoadingError):
-        message = f"{where} is still loading its data. Try again in a moment."
-    elif isinstance(error, driver.ReadOnlyError):
-        message = f"{where} is a read-only replica. Connect to the primary."
-    elif isinstance(error, (driver.ConnectionError, driver.TimeoutError, OSError)):
-        message = f"{where} can't be reached: {text}. Is the server up, and the address right?"
-        if ask is not None and ask.writes:
-            message += " The write may have been applied all the same."
-    elif isinstance(error, driver.ResponseError):
-        message = f"{where} refused the command: {text}."
-    else:
-        message = f"{where} gave no answer that a Redis gives: {text}. Is it a Redis?"
-    ours = StoreUnavailableError(message)
-    ours.__cause__ = error
-    return ours

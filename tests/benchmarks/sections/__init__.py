@@ -12,4 +12,8 @@ GROUPS = ("hits", "memory", "eviction", "disk", "redis", "imports", "growth")
 
 def load() -> Dict[str, List[Section]]:
     """All sections by group."""
-    return {group: list(import_module(f"sections.{group}").SECTIONS) for group in GROUPS}
+    groups = {group: list(import_module(f"sections.{group}").SECTIONS) for group in GROUPS}
+    for group, sections in groups.items():
+        for section in sections:
+            section.group = group
+    return groups

@@ -62,10 +62,11 @@ def _hits(
         return n
 
     arguments, names = _arguments(run, calls), {"f": one, "g": three}
-    found = {_ONE: repeated("f(key)", arguments, names)}
+    passes = run.pick(3, 7)
+    found = {_ONE: repeated("f(key)", arguments, names, passes=passes)}
     assert len(computed) == _KINDS, "not all were hits"
     if keywords:
-        found[_THREE] = repeated("g('user', key, kind='name')", arguments, names)
+        found[_THREE] = repeated("g('user', key, kind='name')", arguments, names, passes=passes)
         assert len(computed) == 2 * _KINDS, "not all were hits"
     return found
 
@@ -146,7 +147,7 @@ def _awaited_hits(
         arguments = _arguments(run, calls)
         # The first pass computes; some start an event loop's timers only then.
         timed("await f(key)", arguments[:_KINDS], {"f": one})
-        found = {_AWAITED: repeated("await f(key)", arguments, {"f": one})}
+        found = {_AWAITED: repeated("await f(key)", arguments, {"f": one}, passes=run.pick(3, 7))}
         assert len(computed) == _KINDS, "not all were hits"
     finally:
         asyncio.set_event_loop(None)

@@ -1,0 +1,71 @@
+"""The seam between redis-py and us: whatever the driver raises becomes one of our errors, here."""
+
+from __future__ import annotations
+
+from typing import Any, List, Optional
+
+from ..exceptions import KVStoreError, StoreUnavailableError
+from .conversation import Ask, WrongTypeError
+
+__all__ = ["first_error", "is_final", "place_of", "translate"]
+
+
+def place_of(client: Any) -> str:
+    """Where the server is, without the password."""
+    pool = getattr(client, "connection_pool", None)
+    settings = getattr(pool, "connection_kwargs", None)
+    if not isinstance(settings, dict):
+        return type(client).__name__
+    path = settings.get("path")
+    place = path or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+    return f"{place}/{settings.get('db') or 0}"
+
+
+def first_error(replies: List[Any]) -> List[Any]:
+    """The replies of a pipeline, or the first error among them."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+def is_final(error: Exception) -> bool:
+    """Whether a connection error would only come again."""
+    import redis
+
+    return isinstance(error, (redis.AuthenticationError, redis.BusyLoadingError))
+
+
+def translate(error: Exception, ask: Optional[Ask], client: Any) -> KVStoreError:
+    """The one seam: any error of the driver becomes ours, with the driver's as its cause."""
+    from redis import exceptions as driver
+
+    if isinstance(error, KVStoreError):
+        return error
+    text = str(error) or type(error).__name__
+    ours: KVStoreError
+    # By its text, because valkey-py's errors are classes of their own.
+    if text.startswith("WRONGTYPE"):
+        ours = WrongTypeError(text)
+        ours.__cause__ = error
+        return ours
+    where = f"Redis at {place_of(client)}"
+    if isinstance(
+        error, (driver.AuthenticationError, driver.AuthorizationError)
+    ) or text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+        message = f"{where} refuses this login: {text}. Check user name and password."
+    elif isinstance(error, driver.BusyLoadingError):
+        message = f"{where} is still loading its data. Try again in a moment."
+    elif isinstance(error, driver.ReadOnlyError):
+        message = f"{where} is a read-only replica. Connect to the primary."
+    elif isinstance(error, (driver.ConnectionError, driver.TimeoutError, OSError)):
+        message = f"{where} can't be reached: {text}. Is the server up, and the address right?"
+        if ask is not None and ask.writes:
+            message += " The write may have been applied all the same."
+    elif isinstance(error, driver.ResponseError):
+        message = f"{where} refused the command: {text}."
+    else:
+        message = f"{where} gave no answer that a Redis gives: {text}. Is it a Redis?"
+    ours = StoreUnavailableError(message)
+    ours.__cause__ = error
+    return ours
