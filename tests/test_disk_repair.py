@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from kv_store_adapter import DiskKVStore, SerializationError, StoreFormatError, StoreUnavailableError
+from kv_store_adapter import (
+    DiskKVStore,
+    SerializationError,
+    StoreFormatError,
+    StoreUnavailableError,
+)
 
 
 @pytest.fixture

@@ -151,7 +151,12 @@ def test_there_are_examples_in_docstrings() -> None:
     """What a user meets first has an example in its docstring."""
     found = doctest.DocTestFinder()
     for thing in (
-        *(kv_store_adapter, kv_store_adapter.MemoryKVStore, DiskKVStore, kv_store_adapter.KVMapping),
+        *(
+            kv_store_adapter,
+            kv_store_adapter.MemoryKVStore,
+            DiskKVStore,
+            kv_store_adapter.KVMapping,
+        ),
         *(kv_store_adapter.cached, kv_store_adapter.cached_many, kv_store_adapter.caching_disabled),
         *(KVStoreProtocol.namespace, register_key_encoder),
     ):

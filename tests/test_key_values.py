@@ -333,7 +333,7 @@ _REFUSED = {
         lambda: types.MethodType(function, Plain()),
         "a builtins.method that holds a shapes.Plain",
     ),
-    "an open file": (lambda: open(os.devnull), "a _io.TextIOWrapper"),  # noqa: SIM115
+    "an open file": (lambda: open(os.devnull), "a _io.TextIOWrapper"),
     "a generator": (lambda: (i for i in ()), "a builtins.generator"),
     "an iterator": (lambda: iter([1, 2]), "a builtins.list_iterator"),
     "a list that holds itself": (endless_list, "something that contains itself"),

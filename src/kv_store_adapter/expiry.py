@@ -1,8 +1,8 @@
 """What leaves a memory store because its time is over: found without a scan, a heap or a thread.
 
-A heap with an item an entry would cost 72 bytes each. Instead keys that expire are noted in chunks by
-deadline, each stretch of time an eighth of the ttl (rounded to a power of two) wide: 17 bytes a key. A
-chunk is swept after its last deadline, a few keys with every write.
+A heap with an item an entry would cost 72 bytes each. Instead keys that expire are noted in chunks
+by deadline, each stretch of time an eighth of the ttl (rounded to a power of two) wide: 17 bytes a
+key. A chunk is swept after its last deadline, a few keys with every write.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Table(Dict[str, Any]):
 
     def __init__(self, name: Optional[str]) -> None:
         super().__init__()
-        self.name = name
-        self.bound = False
+        self.name: Optional[str] = name
+        self.bound: bool = False
         self.chunks: Dict[int, _Chunk] = {}
         self.open: Dict[int, _Chunk] = {}
 
@@ -80,7 +80,7 @@ class Expiry:
         self._made = 0
         self._alive = 0
         #: When the next chunk is due: before that there is nothing to sweep.
-        self.next = float("inf")
+        self.next: float = float("inf")
 
     def note(self, table: Table, key: str, deadline_ms: int, ttl_ms: int) -> int:
         """Put `key` into a chunk that is swept soon after its deadline; return its number."""

@@ -28,10 +28,14 @@ def draw(section: Section, outcome: Outcome, path: Path) -> bool:
 
     standing = outcome.standing()
     growth = any(" @ " in figure for figure in standing.get(OURS, {}))
-    shared = [f for f in standing.get(OURS, {}) if any(f in v for n, v in standing.items() if n != OURS)]
+    shared = [
+        f for f in standing.get(OURS, {}) if any(f in v for n, v in standing.items() if n != OURS)
+    ]
     if not growth and not shared:
         return False
-    figure, axes = pyplot.subplots(figsize=(8, 4 if growth else 1.2 + 0.22 * _bars(standing, shared)))
+    figure, axes = pyplot.subplots(
+        figsize=(8, 4 if growth else 1.2 + 0.22 * _bars(standing, shared))
+    )
     if growth:
         _lines(axes, standing)
     elif section.name == "eviction":
@@ -62,7 +66,10 @@ def _columns(
             value = figures[figure] / (1 if linear else standing[OURS][figure])
             axes.barh(at, value, color=colours[name], height=0.85)
             axes.annotate(
-                f" {value:.1f} %" if linear else f" {value:.3g}", (value, at), va="center", fontsize=7
+                f" {value:.1f} %" if linear else f" {value:.3g}",
+                (value, at),
+                va="center",
+                fontsize=7,
             )
             ticks.append(at)
             labels.append(name if len(shared) == 1 else f"{figure}: {name}")
@@ -76,7 +83,9 @@ def _columns(
     axes.axvline(1, color="black", linewidth=0.8)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.8), high * 1.4)
-    axes.set_xlabel("as a multiple of ours (log scale; right of the line: slower or larger than ours)")
+    axes.set_xlabel(
+        "as a multiple of ours (log scale; right of the line: slower or larger than ours)"
+    )
 
 
 def _lines(axes: Any, standing: Dict[str, Dict[str, float]]) -> None:

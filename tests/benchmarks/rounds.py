@@ -144,4 +144,3 @@ def _process(section: Section, contestant: Contestant, run: Run, number: int) ->
         return {"error": f"failed: {last[0]}"}
     found: Dict[str, Any] = json.loads(result.read_text())
     return found
-

@@ -146,14 +146,20 @@ def main() -> int:
     met = sum(verdict.met for verdict in judged)
     say(f"{met} of {len(judged)} bars are met; {time.monotonic() - start:.0f} s.")
     if options.json:
-        figures = {"about": about, "quick": options.quick, "sections": [asdict(o) for _, o in results]}
+        figures = {
+            "about": about,
+            "quick": options.quick,
+            "sections": [asdict(o) for _, o in results],
+        }
         Path(options.json).write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     if options.write_docs:
         if not can_draw():
             say("No pictures: matplotlib is not installed.")
         for path in pages.write(HERE.parent.parent / "docs", results, about, quick=options.quick):
             say(f"wrote {path}")
-    return int(any(OURS in o.absent and not o.absent[OURS].startswith("there is") for _, o in results))
+    return int(
+        any(OURS in o.absent and not o.absent[OURS].startswith("there is") for _, o in results)
+    )
 
 
 if __name__ == "__main__":

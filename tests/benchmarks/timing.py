@@ -38,7 +38,9 @@ _WORST = """\
 
 
 @lru_cache(maxsize=None)
-def _compiled(template: str, statement: str, names: Tuple[str, ...], variable: str) -> Callable[..., Any]:
+def _compiled(
+    template: str, statement: str, names: Tuple[str, ...], variable: str
+) -> Callable[..., Any]:
     # The names are parameters, so that every contestant's objects are local variables.
     source = template.format(
         color="async " if "await " in statement else "",
@@ -52,12 +54,16 @@ def _compiled(template: str, statement: str, names: Tuple[str, ...], variable: s
     return run
 
 
-def loop(statement: str, over: Sequence[Any], names: Mapping[str, Any], variable: str = "key") -> float:
+def loop(
+    statement: str, over: Sequence[Any], names: Mapping[str, Any], variable: str = "key"
+) -> float:
     """Run `statement` for each of `over`; return the seconds for all, and do nothing besides."""
     return _run(_LOOP, statement, over, names, variable)
 
 
-def _run(template: str, statement: str, over: Sequence[Any], names: Mapping[str, Any], variable: str) -> float:
+def _run(
+    template: str, statement: str, over: Sequence[Any], names: Mapping[str, Any], variable: str
+) -> float:
     run = _compiled(template, statement, tuple(names), variable)
     result = run(over, *names.values())
     if asyncio.iscoroutine(result):
@@ -65,7 +71,9 @@ def _run(template: str, statement: str, over: Sequence[Any], names: Mapping[str,
     return float(result)
 
 
-def timed(statement: str, over: Sequence[Any], names: Mapping[str, Any], variable: str = "key") -> float:
+def timed(
+    statement: str, over: Sequence[Any], names: Mapping[str, Any], variable: str = "key"
+) -> float:
     """Run `statement` for each of `over`; return the seconds for one of them.
 
     A statement with ``await`` runs as one coroutine on this thread's event loop.

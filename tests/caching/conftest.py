@@ -9,7 +9,6 @@ import fakeredis
 import pytest
 
 from kv_store_adapter import DiskKVStore, KVStoreProtocol, MemoryKVStore, RedisKVStore
-
 from kv_store_adapter.caching import health
 
 KINDS = ["memory", "disk", "fakeredis", "redis", "view"]

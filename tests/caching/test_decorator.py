@@ -12,8 +12,13 @@ from typing import Any, List, Optional, get_type_hints
 import pytest
 import time_machine
 
-from kv_store_adapter import KVStoreProtocol, MemoryKVStore, UnkeyableArgumentError, cached
-from kv_store_adapter import caching_disabled
+from kv_store_adapter import (
+    KVStoreProtocol,
+    MemoryKVStore,
+    UnkeyableArgumentError,
+    cached,
+    caching_disabled,
+)
 
 _module_store = MemoryKVStore()
 
@@ -255,7 +260,9 @@ def test_unkeyable_arguments_always_raise(store: KVStoreProtocol) -> None:
     def f(connection: object) -> int:
         return 1
 
-    with pytest.raises(UnkeyableArgumentError, match="'connection'.*__cache_key__.*ignore=") as info:
+    with pytest.raises(
+        UnkeyableArgumentError, match="'connection'.*__cache_key__.*ignore="
+    ) as info:
         f(object())
     assert isinstance(info.value, TypeError)
     assert "0x" not in str(info.value)

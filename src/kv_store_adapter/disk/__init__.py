@@ -11,8 +11,8 @@
           8c1f...e0.value     a value too large for the index
 
 Rooms: `store` (the operations), `database` (connections, waiting, errors), `schema` (tables, first
-opening), `folder` (directories and value files), `cleaning` (what has expired or died), `space` (a full disk),
-`lease` (locks), `repair` (what `check` does).
+opening), `folder` (directories and value files), `cleaning` (what has expired or died), `space` (a
+full disk), `lease` (locks), `repair` (what `check` does).
 """
 
 from __future__ import annotations

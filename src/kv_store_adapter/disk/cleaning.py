@@ -216,7 +216,8 @@ class Cleaner:
 
     def _shrink(self) -> None:
         """Delete what was stored first, until the store is within its limit."""
-        assert self._size_limit is not None
+        if self._size_limit is None:
+            return
         while True:
             # What the entries hold, and some bytes of the index for each.
             row = self._database.fetch_one("SELECT total(size + 100), count(*) FROM entries")

@@ -334,7 +334,7 @@ def _write_all(stream: IO[bytes], data: bytes) -> None:
         rest = rest[stream.write(rest) :]
 
 
-class _as_unavailable:
+class _as_unavailable:  # noqa: N801  # used like a function
     """Turns the operating system's errors into ours."""
 
     def __init__(self, path: str) -> None:

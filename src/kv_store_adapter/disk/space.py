@@ -1,7 +1,7 @@
 """A full disk: some space kept back, so that deleting works when nothing else does.
 
-SQLite writes before it frees: on a full disk a DELETE fails like any other write. So each store keeps
-a small file of nothing, and lets go of it for operations that free space.
+SQLite writes before it frees: on a full disk a DELETE fails like any other write. So each store
+keeps a small file of nothing, and lets go of it for operations that free space.
 """
 
 from __future__ import annotations

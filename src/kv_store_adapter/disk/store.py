@@ -63,8 +63,8 @@ _SET = _INSERT + _UPDATE
 _ADD = _INSERT + _UPDATE + " WHERE entries.expires <= ?"
 # A file lies in the folder of one generation of its namespace, so the entry names that one.
 _SET_FILE = (
-    "INSERT INTO entries(ns, key, expires, size, value, digest, file) SELECT id, ?, ?, ?, NULL, ?, ?"
-    " FROM namespaces WHERE name = ? AND folder = ?" + _UPDATE
+    "INSERT INTO entries(ns, key, expires, size, value, digest, file)"
+    " SELECT id, ?, ?, ?, NULL, ?, ? FROM namespaces WHERE name = ? AND folder = ?" + _UPDATE
 )
 _EXPIRES = f"SELECT expires FROM entries WHERE ns = {_NS} AND key = ? AND {_LIVE}"
 _DELETE = f"DELETE FROM entries WHERE ns = {_NS} AND key = ? AND {_LIVE}"

@@ -76,7 +76,9 @@ def _operations(
         found = {}
         for name, statement in phases.items():
             chance.shuffle(over)
-            found[name] = timed(statement, over, {**names, "value": value, "other": other, "ttl": TTL})
+            found[name] = timed(
+                statement, over, {**names, "value": value, "other": other, "ttl": TTL}
+            )
         assert values == "warm" or len(found) == len(phases)
     return {name: spent for name, spent in found.items() if not name.startswith("_")}
 
@@ -236,7 +238,9 @@ def _two(run: Run, write: Callable[..., None]) -> Figures:
     times = [ended.get(timeout=120) for _ in workers]
     for worker in workers:
         worker.join()
-    return {"a set": (max(end for _, end in times) - min(start for start, _ in times)) / (2 * count)}
+    return {
+        "a set": (max(end for _, end in times) - min(start for start, _ in times)) / (2 * count)
+    }
 
 
 @writers.contestant(OURS)
@@ -280,7 +284,9 @@ def plain(n: int) -> Dict[str, Any]:
     return {"number": n, "text": "x" * 100}
 
 
-def _hits(run: Run, remembered: Callable[[int], Any], calls: int, counted: Callable[[], int]) -> Figures:
+def _hits(
+    run: Run, remembered: Callable[[int], Any], calls: int, counted: Callable[[], int]
+) -> Figures:
     keys = list(range(1000, 1100))
     timed("f(key)", keys, {"f": remembered})
     before = counted()

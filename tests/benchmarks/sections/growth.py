@@ -104,7 +104,9 @@ def _cleared(store: Any, size: int, value: Any) -> float:
         for start in range(0, size, 20_000):
             items = {f"user:{n:08}": value for n in range(start, min(size, start + 20_000))}
             store.set_many(items, "other", TTL)
-        times.append(timed("assert store.clear_namespace('other') == key", [size], {"store": store}))
+        times.append(
+            timed("assert store.clear_namespace('other') == key", [size], {"store": store})
+        )
     return median(times) / size
 
 

@@ -83,9 +83,7 @@ def _(run: Run) -> Figures:
     import cachebox
 
     # No copies, as ours makes none.
-    return _hits(
-        run, lambda f: cachebox.cached(cachebox.TTLCache(0, TTL), postprocess=None)(f)
-    )
+    return _hits(run, lambda f: cachebox.cached(cachebox.TTLCache(0, TTL), postprocess=None)(f))
 
 
 @plain.contestant("cachetools TTLCache + lock", "cachetools")

@@ -188,7 +188,9 @@ def _(run: Run) -> Figures:
 # ---------------------------------------------------------------- threads and bounds
 
 
-def _mix(keys: Sequence[str], reads: float, count: int, chance: random.Random) -> List[Tuple[str, bool]]:
+def _mix(
+    keys: Sequence[str], reads: float, count: int, chance: random.Random
+) -> List[Tuple[str, bool]]:
     return [(key, chance.random() < reads) for key in chance.choices(keys, k=count)]
 
 
@@ -233,9 +235,7 @@ def _(run: Run) -> Figures:
     from cachetools import TTLCache
 
     names = {"cache": TTLCache(1_000_000, TTL), "lock": threading.Lock()}
-    return _together(
-        run, "with lock: cache[key]", "with lock:\n    cache[key] = value", names
-    )
+    return _together(run, "with lock: cache[key]", "with lock:\n    cache[key] = value", names)
 
 
 @threads.contestant(_CACHEBOX, "cachebox")
