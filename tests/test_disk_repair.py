@@ -27,7 +27,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def only(pattern: str, root: Path) -> Path:
-    return sorted(root.glob(pattern))[0]
+    return min(root.glob(pattern))
 
 
 def test_an_undamaged_store_has_no_damage(root: Path) -> None:

@@ -12,7 +12,7 @@ import os
 import random
 import threading
 import time
-from typing import Any, Awaitable, Callable, Dict, List, Optional, Tuple
+from typing import Any, Awaitable, Callable, Dict, List, Optional, Set, Tuple
 
 from . import forking
 from .exceptions import KVStoreError, LockTimeoutError, where
@@ -232,6 +232,9 @@ class Held:
         )
 
 
+_giving_back: Set[Any] = set()
+
+
 class AsyncHeld(Held):
     """The same as an async context manager. The event loop is never blocked.
 
@@ -272,7 +275,10 @@ class AsyncHeld(Held):
 
     def _give_back(self, attempt: asyncio.Future[Any]) -> None:
         if not attempt.cancelled() and attempt.exception() is None and attempt.result():
-            asyncio.ensure_future(self._run(self.lease.release))
+            giving = asyncio.ensure_future(self._run(self.lease.release))
+            # asyncio keeps only weak references to tasks.
+            _giving_back.add(giving)
+            giving.add_done_callback(_giving_back.discard)
 
 
 def held(lease: Lease, key: str, namespace: Optional[str], timeout: Optional[float]) -> Held:

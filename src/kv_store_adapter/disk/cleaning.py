@@ -221,9 +221,9 @@ class Cleaner:
         while True:
             # What the entries hold, and some bytes of the index for each.
             row = self._database.fetch_one("SELECT total(size + 100), count(*) FROM entries")
-            if row is None or row[0] <= self._size_limit or not row[1]:
+            if row is None or row[0] <= limit or not row[1]:
                 return
-            over = row[0] - self._size_limit * 0.95
+            over = row[0] - limit * 0.95
             count = min(_AT_ONCE, max(1, int(row[1] * over / row[0])))
             rows, changes = self.write(
                 "DELETE FROM entries WHERE id IN (SELECT id FROM entries ORDER BY id LIMIT ?)",

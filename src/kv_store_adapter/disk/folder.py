@@ -145,7 +145,7 @@ class Folder:
         label = "default" if namespace is None else namespace
         slug = re.sub(r"[^a-z0-9_]+", "-", label[:40].lower()).strip("-")
         folder = f"{slug}-{secrets.token_hex(8)}"
-        with _as_unavailable(self.path):
+        with _AsUnavailable(self.path):
             self._make_folder(self._at(folder))
             self.write_about(folder, namespace, serializer)
             self._sync_folder(self._at(folder))
@@ -160,7 +160,7 @@ class Folder:
             "serializer": serializer,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        with _as_unavailable(self.path):
+        with _AsUnavailable(self.path):
             self._make_folder(self._at(folder))
             self._unlink(self._at(folder, _ABOUT))
             with self._create(self._at(folder, _ABOUT)) as file:
@@ -168,7 +168,7 @@ class Folder:
 
     def set_aside(self, folder: str, aside: str) -> None:
         """Move a namespace's folder away, with all that is in it."""
-        with _as_unavailable(self.path):
+        with _AsUnavailable(self.path):
             os.replace(self._at(folder), os.path.join(aside, folder))
 
     def read_about(self, folder: str) -> Any:
@@ -202,7 +202,7 @@ class Folder:
 
     def folders(self) -> Iterator[Tuple[str, float]]:
         """The namespace folders on disk, each with the time of its last change."""
-        with _as_unavailable(self.path), os.scandir(self._at()) as entries:
+        with _AsUnavailable(self.path), os.scandir(self._at()) as entries:
             for entry in entries:
                 if _FOLDER_NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                     yield entry.name, entry.stat(follow_symlinks=False).st_mtime
@@ -334,7 +334,7 @@ def _write_all(stream: IO[bytes], data: bytes) -> None:
         rest = rest[stream.write(rest) :]
 
 
-class _as_unavailable:  # noqa: N801  # used like a function
+class _AsUnavailable:  # used like a function
     """Turns the operating system's errors into ours."""
 
     def __init__(self, path: str) -> None:

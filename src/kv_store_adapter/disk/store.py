@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import time
@@ -237,8 +238,9 @@ class DiskKVStore(KVStoreProtocol):
             raise KeyNotFoundError(key, namespace)
         if row[0] is None:
             return None
-        left: float = round(row[0] / 1000 - time.time(), 3)
-        return max(0.001, left)
+        # Rounded like the deadline, so that it is never more than was given.
+        left: int = row[0] - math.ceil(time.time() * 1000)
+        return max(1, left) / 1000
 
     def _expiry(self, key: str, namespace: Optional[str]) -> Optional[Tuple[Any, ...]]:
         key, namespace = check_key(key), check_namespace(namespace)
@@ -626,8 +628,8 @@ def _now() -> int:
 
 
 def _deadline(milliseconds: Optional[int]) -> Optional[int]:
-    # One more than the whole milliseconds of now: never early, at most one millisecond late.
-    return None if milliseconds is None else _now() + milliseconds + 1
+    # Rounded up: never early, and less than one millisecond late.
+    return None if milliseconds is None else math.ceil(time.time() * 1000) + milliseconds
 
 
 def _digest(key: str, data: bytes) -> int:
