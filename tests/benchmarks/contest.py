@@ -110,6 +110,10 @@ class Section:
 
         return enter
 
+    def is_guest(self, name: str) -> bool:
+        """Whether no bar is about this contestant: it is shown for comparison, in fewer rounds."""
+        return name != OURS and not any(bar.against.startswith(name) for bar in self.bars)
+
     def bar(
         self, figure: str, against: str, limit: float, moonshot: Optional[float] = None, **more: Any
     ) -> None:

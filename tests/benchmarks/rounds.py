@@ -25,6 +25,9 @@ SOURCE = HERE.parent.parent / "src"
 # No contestant takes nearly as long.
 _LIMIT = 300
 
+# Those that no bar is about need no more.
+_GUEST_ROUNDS = 3
+
 
 @dataclass
 class Outcome:
@@ -49,6 +52,7 @@ class Outcome:
         return {
             name: {figure: take(values) for figure, values in figures.items()}
             for name, figures in self.figures.items()
+            if number is None or all(len(values) > number for values in figures.values())
         }
 
 
@@ -87,6 +91,7 @@ def rounds(
         outcome.absent = dict.fromkeys(section.contestants, "there is no Redis server")
     field_ = [one for name, one in section.contestants.items() if name not in outcome.absent]
     outcome.rounds = section.rounds[0 if quick else 1]
+    guests = 1 if quick else min(_GUEST_ROUNDS, outcome.rounds)
     work = tempfile.mkdtemp(prefix="kv-bench-", dir=folder)
     try:
         for number in range(-1, outcome.rounds):
@@ -94,6 +99,8 @@ def rounds(
             turn = number % len(field_) if field_ and number > 0 else 0
             for contestant in field_[turn:] + field_[:turn]:
                 if contestant.name in outcome.absent or (number < 0 and not contestant.prepare):
+                    continue
+                if section.is_guest(contestant.name) and number >= guests:
                     continue
                 tick(contestant.name)
                 shared = os.path.join(work, f"shared-{field_.index(contestant)}")

@@ -216,7 +216,8 @@ class Cleaner:
 
     def _shrink(self) -> None:
         """Delete what was stored first, until the store is within its limit."""
-        if self._size_limit is None:
+        limit = self._size_limit
+        if limit is None:
             return
         while True:
             # What the entries hold, and some bytes of the index for each.
