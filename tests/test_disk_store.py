@@ -415,7 +415,7 @@ store.set("before", b"x" * 50000)
 stop = threading.Event()
 def write(me):
     number = 0
-    while not stop.is_set():
+    while number < 20 or not stop.is_set():
         number += 1
         store.set(f"{me}-{number % 20}", number, "threads")
 threads = [threading.Thread(target=write, args=(me,)) for me in range(3)]

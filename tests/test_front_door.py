@@ -57,7 +57,7 @@ def test_a_star_import_is_all() -> None:
 
 
 def test_type_checkers_see_the_same_names() -> None:
-    """What is imported for type checkers is what __all__ and the loader know, from the same home."""
+    """What type checkers see imported is what the loader knows, from the same home."""
     tree = ast.parse((SOURCE / "__init__.py").read_text("utf-8"))
     seen = {
         alias.asname: node.module

@@ -24,7 +24,7 @@ than about the library, so they are left out; `--json` writes them. Smaller is b
 "ours : theirs", larger for "theirs : ours". Repeat it with:
 
 ```console
-pip install -e '.[redis,bench]' matplotlib
+pip install -e '.[bench]'
 python tests/benchmarks/run.py            # about 15 minutes; --quick takes one or two
 python tests/benchmarks/run.py --section hits --json figures.json
 ```

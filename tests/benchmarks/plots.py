@@ -24,7 +24,7 @@ def draw(section: Section, outcome: Outcome, path: Path) -> bool:
     mpl.use("Agg")
     # Text stays text, and the same figures give the same file.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": section.name, "font.size": 9})
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     standing = outcome.standing()
     growth = any(" @ " in figure for figure in standing.get(OURS, {}))
@@ -33,9 +33,7 @@ def draw(section: Section, outcome: Outcome, path: Path) -> bool:
     ]
     if not growth and not shared:
         return False
-    figure, axes = pyplot.subplots(
-        figsize=(8, 4 if growth else 1.2 + 0.22 * _bars(standing, shared))
-    )
+    figure, axes = plt.subplots(figsize=(8, 4 if growth else 1.2 + 0.22 * _bars(standing, shared)))
     if growth:
         _lines(axes, standing)
     elif section.name == "eviction":
@@ -45,7 +43,7 @@ def draw(section: Section, outcome: Outcome, path: Path) -> bool:
     axes.set_title(section.title, loc="left", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    plt.close(figure)
     return True
 
 

@@ -114,10 +114,20 @@ def machine() -> Dict[str, str]:
         "Python": f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})",
         "System": f"{platform.system()} {platform.release()}, {platform.machine()}, "
         f"{os.cpu_count()} cores",
+        "Load": _load(),
         "SQLite": sqlite3.sqlite_version,
         "Packages": ", ".join(versions),
         "Garbage collector": "on, with Python's own thresholds; emptied before each measurement",
     }
+
+
+def _load() -> str:
+    """How busy the machine is with other work, as the run starts."""
+    if not hasattr(os, "getloadavg"):
+        return "not known"
+    load = os.getloadavg()[0]
+    busy = "; BUSY WITH OTHER WORK, so the figures say little" if load > 0.5 else ""
+    return f"{load:.1f} at the start{busy}"
 
 
 def _plain_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -136,7 +146,7 @@ def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _note(section: Section, outcome: Outcome) -> List[str]:
     rounds = f"{outcome.rounds} rounds" if outcome.rounds != 1 else "one round"
-    notes = [f"{section.conditions} ({rounds})"]
+    notes = [f"{section.conditions} ({rounds}; fewer for those that no bar is about)"]
     notes += [f"without {name}: {why}" for name, why in outcome.absent.items()]
     return notes
 

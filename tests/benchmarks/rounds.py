@@ -79,7 +79,11 @@ def rounds(
     """Run a section: all rounds of all contestants that are installed.
 
     Args:
+        section: What to run.
+        quick: Whether sizes are small and rounds few.
         folder: Where the temporary folders go.
+        port: The Redis server's; 0: there is none.
+        trace: A file with requests for the eviction; empty: none.
         tick: Called with the contestant's name before each process.
     """
     outcome = Outcome(section.name)

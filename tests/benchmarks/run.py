@@ -8,7 +8,7 @@
     python tests/benchmarks/run.py --json figures.json    # all figures of all rounds, in seconds
     python tests/benchmarks/run.py --write-docs           # docs/performance.md and its pictures
 
-The peers come with ``pip install -e '.[redis,bench]'``; who is not installed is left out. What is
+The peers come with ``pip install -e '.[bench]'``; who is not installed is left out. What is
 measured is this checkout's ``src``. Leave the machine alone while it runs.
 """
 

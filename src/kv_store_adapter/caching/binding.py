@@ -40,10 +40,10 @@ class Binding:
         self.prefix: str = "_kv_"
         while any(p.name.startswith(self.prefix) for p in self.parameters):
             self.prefix += "_"
-        self.bind: Callable[..., Tuple[Any, ...]] = self.compile(
-            "call", f"    return {self.as_tuple(self.plain_names)}", {}
-        )
         # What the user sees in a TypeError is the function's own name.
+        self.bind: Callable[..., Tuple[Any, ...]] = self.compile(
+            getattr(function, "__name__", "call"), f"    return {self.as_tuple(self.plain_names)}", {}
+        )
         self.bind.__name__ = getattr(function, "__name__", "call")
         self.bind.__qualname__ = getattr(function, "__qualname__", "call")
         self.call: Callable[[Callable[..., Any], Tuple[Any, ...]], Any] = self._compile_call()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Optional, Tuple, Union
@@ -191,6 +192,8 @@ def unwrapped(function: Any) -> Tuple[Callable[..., Any], str, bool]:
     return function, kind, is_async
 
 
+_log = logging.getLogger("kv_store_adapter")
+
 # Who stores where, for each store: a namespace, to the functions in it that are still alive.
 _places: weakref.WeakKeyDictionary[KVStoreProtocol, Dict[str, Any]] = weakref.WeakKeyDictionary()
 _guard = threading.Lock()
@@ -238,4 +241,24 @@ def _may_follow(earlier: Any, function: Any) -> bool:
     # Of one name: defined anew, in a notebook perhaps, or made again by the same outer function.
     # But all lambdas of a module have one name, so there the code must be the same.
     code = getattr(function, "__code__", None)
-    return "<lambda>" not in function.__qualname__ or getattr(earlier, "__code__", None) is code
+    if getattr(earlier, "__code__", None) is not code:
+        return "<lambda>" not in function.__qualname__
+    if _captured(earlier) != _captured(function):
+        _log.warning(
+            "%s() was decorated twice for one store, with different captured variables: both "
+            "share their results. Give each a namespace= of its own, or pass what differs as an "
+            "argument.",
+            qualified_name(function),
+        )
+    return True
+
+
+def _captured(function: Any) -> Tuple[int, ...]:
+    """Which objects a closure has captured, by identity; empty cells count as such."""
+    captured = []
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            captured.append(id(cell.cell_contents))
+        except ValueError:  # not assigned yet, as a function's own name while it is decorated
+            captured.append(0)
+    return tuple(captured)

@@ -13,7 +13,7 @@ from contest import OURS, Figures, Run, Section
 ratio = Section(
     "eviction",
     "Hit ratio of the eviction, in percent",
-    "100,000 objects and a million requests (quick: 20,000 and 200,000), a miss is stored; room for "
+    "100,000 objects and a million requests (quick: 10,000 and 100,000), a miss is stored; room for "
     "0.1, 1 and 10 % of the objects; the same seed for everybody",
     rounds=(1, 1),
 )
@@ -42,20 +42,21 @@ def _with_scans(objects: int, requests: int, chance: random.Random) -> List[int]
     return trace[:requests]
 
 
-def _shifting(objects: int, requests: int, chance: random.Random) -> List[int]:
-    """What is popular moves on: 40 times a trace by a fortieth of all objects."""
-    step, move = requests // 40, objects // 40
+def _shifting(objects: int, requests: int, times: int, chance: random.Random) -> List[int]:
+    """What is popular moves on: so many times a trace, by a fortieth of all objects."""
+    step, move = requests // times, objects // 40
     ranks = _zipf(objects, requests, 1.0, chance)
     return [(rank + at // step * move) % objects for at, rank in enumerate(ranks)]
 
 
 def _traces(run: Run) -> Iterator[Any]:
-    objects, requests = run.pick((20_000, 200_000), (100_000, 1_000_000))
+    objects, requests = run.pick((10_000, 100_000), (100_000, 1_000_000))
     chance = random.Random(3)
     for name, trace in (
         ("Zipf 1.0", _zipf(objects, requests, 1.0, chance)),
         ("Zipf 0.8 and scans", _with_scans(objects, requests, chance)),
-        ("shifting popularity", _shifting(objects, requests, chance)),
+        ("shifting 10 times", _shifting(objects, requests, 10, chance)),
+        ("shifting 40 times", _shifting(objects, requests, 40, chance)),
     ):
         yield name, objects, [str(number) for number in trace]
     if run.trace:

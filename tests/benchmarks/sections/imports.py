@@ -44,9 +44,9 @@ print(json.dumps([spent, sorted({{"redis", "sqlite3", "asyncio"}} & new)]))
 """
 
 
-def _time(statement: str) -> Figures:
+def _time(run: Run, statement: str) -> Figures:
     times: List[float] = []
-    for _ in range(6):
+    for _ in range(run.pick(3, 6)):
         program = [sys.executable, "-c", _PROGRAM.format(statement=statement)]
         spent, heavy = json.loads(subprocess.run(program, stdout=-1, check=True).stdout)
         times.append(spent)
@@ -56,16 +56,16 @@ def _time(statement: str) -> Figures:
 
 @imports.contestant(OURS)
 def _(run: Run) -> Figures:
-    return _time("import kv_store_adapter")
+    return _time(run, "import kv_store_adapter")
 
 
 @imports.contestant("ours, with cached and MemoryKVStore")
 def _(run: Run) -> Figures:
-    return _time("from kv_store_adapter import MemoryKVStore, cached")
+    return _time(run, "from kv_store_adapter import MemoryKVStore, cached")
 
 
 def _peer(name: str, *needs: str) -> None:
-    imports.contestant(name, *needs)(lambda run: _time(f"import {name}"))
+    imports.contestant(name, *needs)(lambda run: _time(run, f"import {name}"))
 
 
 _peer("cachetools", "cachetools")

@@ -77,10 +77,10 @@ def _operations(
     asyncio.set_event_loop(loop)
     timed(set_one, keys, names)
     timed(f"assert {get} == value", keys, names)
-    over = keys * run.pick(5, 15)
+    over, passes = keys * run.pick(5, 15), run.pick(2, 3)
     return {
-        "get": repeated(get, over, names, passes=3),
-        "set": repeated(set_one, over, names, passes=3),
+        "get": repeated(get, over, names, passes=passes),
+        "set": repeated(set_one, over, names, passes=passes),
     }
 
 
