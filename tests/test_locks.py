@@ -289,3 +289,42 @@ with store.lock("key", timeout=5):
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout.split(), done.stderr) == (["interrupted", "free"], "")
+
+
+def test_a_slow_backend_delays_no_other_backends_leases() -> None:
+    """Leases are renewed by a thread for each backend, so one that hangs costs only its own."""
+    from kv_store_adapter import leases
+
+    hanging, renewed, release = threading.Event(), threading.Event(), threading.Event()
+
+    class Renewing(leases.Lease):
+        def __init__(self, group: int, renew: Any) -> None:
+            self.group, self.ttl_ms, self._renew = group, 30, renew
+
+        def acquire(self, wait: float) -> bool:
+            return True
+
+        def renew(self) -> bool:
+            self._renew()
+            return True
+
+        def release(self) -> bool:
+            return True
+
+    def hang() -> None:
+        hanging.set()
+        release.wait(30)
+
+    def fail() -> None:
+        renewed.set()
+        raise RuntimeError("a driver's bug")
+
+    try:
+        with leases.held(Renewing(1, hang), "a", None, 1):
+            assert hanging.wait(30)
+            with leases.held(Renewing(2, fail), "b", None, 1):
+                for _ in range(3):  # and what a renewal raises does not end the renewing
+                    assert renewed.wait(30)
+                    renewed.clear()
+    finally:
+        release.set()

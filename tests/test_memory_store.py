@@ -332,3 +332,30 @@ def test_a_hit_costs_little() -> None:
 
     # The best of many, so that a busy machine does not decide; ten times what it takes.
     assert min(once() for _ in range(20)) < 10e-6
+
+
+@pytest.mark.parametrize("maxsize", [None, 50])
+def test_values_that_use_the_store_when_they_die(maxsize: Any) -> None:
+    """A value's __del__ may store and clear, whether it was evicted, replaced, or has expired."""
+    with time_machine.travel(1_700_000_000, tick=False) as clock:
+        store = MemoryKVStore(maxsize=maxsize)
+
+        class Last:
+            def __init__(self, number: int) -> None:
+                self.number = number
+
+            def __del__(self) -> None:
+                store.set(f"log{self.number % 5}", self.number, "log", ttl=0.002)
+                if self.number % 40 == 0:
+                    store.clear_namespace("living")
+
+        for number in range(3000):
+            store.set(f"k{number % 700}", Last(number), "living", ttl=0.001 + number % 3)
+            if number % 50 == 0:
+                clock.shift(0.5)
+        clock.shift(60)
+        for number in range(3000):
+            store.set("x", number)
+        assert store.list_namespaces() == []
+        assert store.keys() == ["x"]
+        store.close()

@@ -81,7 +81,14 @@ class AsyncKVStore:
     async def _call(self, function: Callable[[], Any]) -> Any:
         """Run a plain function that may wait."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(executor_of(root_of(self._store)), function)
+        root = root_of(self._store)
+        try:
+            return await loop.run_in_executor(executor_of(root), function)
+        except RuntimeError:
+            if _executors.pop(root, None) is None:
+                raise
+        # The threads were let go by a close() at this very moment: the store says so itself.
+        return await loop.run_in_executor(executor_of(root), function)
 
     # ------------------------------------------------------------------ the eight
 

@@ -7,7 +7,9 @@ that owns either registers here.
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 import weakref
 from typing import Any, Callable, List
 
@@ -30,6 +32,8 @@ class Forkable:
         """Start afresh: new locks, nothing inherited in use."""
 
 
+_log = logging.getLogger("kv_store_adapter")
+
 _registered: weakref.WeakSet[Any] = weakref.WeakSet()
 _resting: List[Forkable] = []
 _in_child: List[Callable[[], None]] = []
@@ -45,25 +49,43 @@ def after_in_child(function: Callable[[], None]) -> None:
     _in_child.append(function)
 
 
+# Two threads may fork at once: the second one waits until the first is through.
+_one_fork = threading.RLock()
+
+
 def _before() -> None:
+    _one_fork.acquire()
     # Kept in a list, so that the very same objects are woken again.
-    _resting[:] = list(_registered)
-    for forkable in _resting:
-        forkable._before_fork()
+    for forkable in list(_registered):
+        if _quietly(forkable._before_fork):
+            _resting.append(forkable)  # noqa: PERF401  # one by one: what rests is woken, whatever comes
 
 
 def _after_in_parent() -> None:
-    for forkable in reversed(_resting):
-        forkable._after_fork_in_parent()
-    _resting.clear()
+    try:
+        while _resting:
+            _quietly(_resting.pop()._after_fork_in_parent)
+    finally:
+        _one_fork.release()
 
 
 def _after_in_child() -> None:
+    global _one_fork
+    _one_fork = threading.RLock()
     for function in _in_child:
-        function()
-    for forkable in reversed(_resting):
-        forkable._after_fork_in_child()
-    _resting.clear()
+        _quietly(function)
+    while _resting:
+        _quietly(_resting.pop()._after_fork_in_child)
+
+
+def _quietly(hook: Callable[[], None]) -> bool:
+    """Call a hook; one that fails must not keep the others from running."""
+    try:
+        hook()
+    except Exception:  # whatever it is: a fork can't be refused here
+        _log.exception("A store was not ready for a fork; its state in the child is unknown.")
+        return False
+    return True
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

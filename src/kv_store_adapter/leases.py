@@ -28,6 +28,9 @@ _FIRST_NAP, _LONGEST_NAP = 0.001, 0.05
 class Lease:
     """One holder's claim to one lock: made for each ``with``, never shared."""
 
+    #: Leases of one backend are renewed by one thread; a slow backend delays no other.
+    group: int = 0
+
     #: How long the claim holds without being renewed, in milliseconds; 0: as long as the process.
     ttl_ms: int = 0
 
@@ -95,7 +98,7 @@ class ThreadLease(Lease):
 
 
 class _Keeper:
-    """Renews the leases of this process, from one thread that starts when it is first needed."""
+    """Renews the leases of one backend, from a thread that starts when it is first needed."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -107,10 +110,10 @@ class _Keeper:
         with self._changed:
             self._push(one, time.monotonic())
             if not self._running:
-                self._running = True
                 threading.Thread(
                     target=self._run, name="kv-store-adapter-leases", daemon=True
                 ).start()
+                self._running = True
             self._changed.notify()
 
     def _push(self, one: Held, now: float) -> None:
@@ -140,15 +143,8 @@ class _Keeper:
                     self._push(one, time.monotonic())
 
 
-_keeper = _Keeper()
-
-
-def _new_keeper() -> None:
-    global _keeper
-    _keeper = _Keeper()
-
-
-forking.after_in_child(_new_keeper)
+_keepers: Dict[int, _Keeper] = {}
+forking.after_in_child(_keepers.clear)
 
 
 class Held:
@@ -183,7 +179,8 @@ class Held:
         self._pid = os.getpid()
         if self.lease.ttl_ms:
             self.watched = True
-            _keeper.watch(self)
+            # By group, which is few: the backends that this process locks on.
+            _keepers.setdefault(self.lease.group, _Keeper()).watch(self)
 
     def _leave(self) -> None:
         self.watched = False
@@ -206,7 +203,7 @@ class Held:
         """Renew the lease; called by the keeper's thread."""
         try:
             kept = self.lease.renew()
-        except KVStoreError as error:
+        except Exception as error:  # whatever it is: the others still want renewing
             _log.warning(
                 "The lock on %s could not be renewed: %s", where(self._key, self._namespace), error
             )

@@ -14,6 +14,7 @@ from typing import (
     Mapping,
     Optional,
     Sequence,
+    Tuple,
 )
 
 from . import forking
@@ -383,11 +384,12 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         else:
             # In this order: a reader takes the deadline first, so it never pairs a new deadline
             # with an old value.
-            old[VALUE] = value
+            replaced, old[VALUE] = old[VALUE], value
             old[CHUNK] = number
             old[DEADLINE] = deadline
             if old[HITS] < MOST_HITS:
                 old[HITS] += 1
+            del replaced  # not before: its __del__ may use this store
         if abandoned is not None:
             self._expiry.abandon(table, abandoned)
         if now >= self._expiry.next:
@@ -396,8 +398,10 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             self._make_room(self._policy)
 
     def _make_room(self, policy: S3FIFO) -> None:
+        victims = []  # held until all are out: a value's __del__ may use this store
         victim = policy.evict()
         while victim is not None:
+            victims.append(victim)
             self._remove(victim[TABLE], victim[KEY], victim)
             victim = policy.evict()
 
@@ -407,17 +411,24 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         self._remove(table, key, entry)
 
     def _remove(self, table: Table, key: str, entry: Any) -> None:
+        if table.get(key) is not entry:
+            return
         del table[key]
         if table or table.bound:
             if entry[DEADLINE] is not None:
                 self._expiry.abandon(table, entry[CHUNK])
         else:
             self._expiry.forget(table)
-            del self._tables[table.name]
+            if self._tables.get(table.name) is table:
+                del self._tables[table.name]
 
     def _sweep(self, now: float) -> None:
         """Drop a few entries that have expired, and note anew those that were given more time."""
-        for table, key, entry in self._expiry.due(now):
+        # A list, so that no value dies before all is in order: its __del__ may use this store.
+        due: List[Tuple[Table, str, Any]] = list(self._expiry.due(now))
+        for table, key, entry in due:
+            if table.get(key) is not entry:
+                continue
             if entry[DEADLINE] <= now:
                 self._drop(table, key, entry)
                 continue

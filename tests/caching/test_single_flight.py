@@ -371,3 +371,76 @@ def test_tasks_on_two_loops_share_one_computation() -> None:
 
     assert together(4, lambda index: asyncio.run(f(1))) == [1] * 4
     assert calls == [1]
+
+
+def test_a_refresh_that_was_overtaken_is_not_kept(store: KVStoreProtocol) -> None:
+    """What refresh() began before an invalidate() or a later refresh() is not stored after it."""
+    truth = ["old"]
+    inside, go_on = threading.Event(), threading.Event()
+
+    @cached(store)
+    def f() -> str:
+        answer = truth[0]
+        if answer == "old":
+            inside.set()
+            go_on.wait(30)
+        return answer
+
+    for overtake in (f.invalidate, f.refresh):
+        truth[0] = "old"
+        inside.clear()
+        go_on.clear()
+        with ThreadPoolExecutor(1) as pool:
+            late = pool.submit(f.refresh)
+            assert inside.wait(30)
+            truth[0] = "new"
+            overtake()
+            go_on.set()
+            assert late.result(30) == "old"
+        assert f() == "new"
+
+
+def test_invalidated_while_it_is_written_is_not_kept() -> None:
+    """An invalidate() between the last look and the end of the write is not lost."""
+    writing, go_on = threading.Event(), threading.Event()
+
+    class Slow(MemoryKVStore):
+        def set(self, *args: Any, **kwargs: Any) -> None:
+            writing.set()
+            go_on.wait(30)
+            super().set(*args, **kwargs)
+
+    @cached(Slow())
+    def f() -> str:
+        return truth
+
+    truth = "old"
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(f)
+        assert writing.wait(30)
+        truth = "new"
+        f.invalidate()
+        go_on.set()
+        assert slow.result(30) == "old"
+    assert f() == "new"
+
+
+def test_one_refresh_for_one_staleness(store: KVStoreProtocol) -> None:
+    """Hundreds of callers who find one value stale cause one refresh, not one each."""
+    calls: List[int] = []
+
+    @cached(store, ttl=lambda result: 0.001 if result == 1 else 600, stale=600)
+    async def f() -> int:
+        calls.append(1)
+        return len(calls)
+
+    async def main() -> None:
+        assert await f() == 1
+        while f.cache_info().stale == 0:
+            assert await f() in (1, 2)
+        assert set(await asyncio.gather(*[f() for _ in range(200)])) <= {1, 2}
+        while len(f._self_cached.flow.board):
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert len(calls) == 2

@@ -225,3 +225,23 @@ def test_warnings_are_limited_and_counted(
     clock[0] += 61
     health.warn("f", "kind", "trouble with %s", "x")
     assert "9 more like this" in caplog.records[-1].getMessage()
+
+
+def test_failures_at_one_time_are_one_failure(clock: List[float]) -> None:
+    """Many callers whose reads fail together open the breaker for one second, not for thirty."""
+    breaker = health.Breaker()
+    assert all(breaker.allows() for _ in range(8))
+    for _ in range(8):
+        breaker.failed()
+    assert not breaker.allows()
+    clock[0] += 1.01
+    assert breaker.allows()
+    assert not breaker.allows()
+    breaker.failed()
+    clock[0] += 1.01
+    assert not breaker.allows()
+    clock[0] += 1
+    assert breaker.allows()
+    breaker.worked()
+    assert breaker.allows()
+    assert breaker.allows()

@@ -42,7 +42,9 @@ class Binding:
             self.prefix += "_"
         # What the user sees in a TypeError is the function's own name.
         self.bind: Callable[..., Tuple[Any, ...]] = self.compile(
-            getattr(function, "__name__", "call"), f"    return {self.as_tuple(self.plain_names)}", {}
+            getattr(function, "__name__", "call"),
+            f"    return {self.as_tuple(self.plain_names)}",
+            {},
         )
         self.bind.__name__ = getattr(function, "__name__", "call")
         self.bind.__qualname__ = getattr(function, "__qualname__", "call")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
+from .. import forking
 from ..exceptions import KeyNotFoundError, LockTimeoutError
 from ..protocol import TAGS_NAMESPACE
 from ..rules import MISSING
@@ -16,6 +17,15 @@ __all__ = ["AsyncDriver", "PlainDriver"]
 # How many refreshes run in the background at a time, over all functions. One more is put off to
 # the next call that finds its value stale.
 _refreshing = threading.BoundedSemaphore(16)
+
+
+def _after_fork() -> None:
+    # The parent's refreshes are not the child's: their threads are not there to give back.
+    global _refreshing
+    _refreshing = threading.BoundedSemaphore(16)
+
+
+forking.after_in_child(_after_fork)
 
 
 class PlainDriver:
@@ -62,6 +72,10 @@ class PlainDriver:
         """Store results, in one round trip."""
         self._store.set_many(results, self._namespace, ttl)
 
+    def drop(self, key: str) -> None:
+        """Delete a result."""
+        self._store.delete(key, self._namespace)
+
     def wait(self, flight: Flight, timeout: float) -> bool:
         """Wait for another thread's computation; ``False``: it takes too long."""
         return flight.event.wait(timeout)
@@ -91,21 +105,22 @@ class PlainDriver:
 
     def start(self, conversation: Callable[..., Steps], arguments: Tuple[Any, ...]) -> None:
         """Hold a conversation in the background, on a thread of its own."""
-        if not _refreshing.acquire(blocking=False):
+        place = _refreshing
+        if not place.acquire(blocking=False):
             return
 
         def work() -> None:
             try:
                 self.drive(conversation(*arguments))
             finally:
-                _refreshing.release()
+                place.release()
 
         # A daemon: a refresh that hangs must not keep the program from ending.
         thread = threading.Thread(target=work, name=f"refresh {self._flow.name}", daemon=True)
         try:
             thread.start()
         except RuntimeError:  # no more threads, or the interpreter is ending
-            _refreshing.release()
+            place.release()
 
     # ------------------------------------------------------------------ what handles do
 
@@ -203,6 +218,10 @@ class AsyncDriver:
     async def write_many(self, results: Dict[str, Any], ttl: Optional[float]) -> None:
         """Store results, in one round trip."""
         await self._aio.set_many(results, self._namespace, ttl)
+
+    async def drop(self, key: str) -> None:
+        """Delete a result."""
+        await self._aio.delete(key, self._namespace)
 
     async def wait(self, flight: Flight, timeout: float) -> bool:
         """Wait for another task's computation, on this loop or another one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from contextvars import ContextVar
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from .. import forking
 
@@ -92,12 +92,13 @@ class Board:
 
     def __init__(self) -> None:
         self._flights: Dict[str, Flight] = {}
+        self._alone: Set[Flight] = set()
         #: How many have landed: who saw a miss before the last landing looks again.
         self.landings: int = 0
         _boards.add(self)
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._flights) + len(self._alone)
 
     def join(self, key: str, inside: Chain) -> Tuple[str, Flight]:
         """Take part in the computation of `key`, from code that is `inside` of other flights."""
@@ -140,14 +141,27 @@ class Board:
                 return
         callback()
 
+    def begin(self, key: str) -> Flight:
+        """A computation that nobody waits for, but that `doom` reaches; `end` ends it."""
+        flight = Flight(key)
+        with _guard:
+            self._alone.add(flight)
+        return flight
+
+    def end(self, flight: Flight) -> None:
+        """The end of what `begin` began."""
+        with _guard:
+            self._alone.discard(flight)
+
     def doom(self, key: Optional[str]) -> None:
         """What is being computed for `key` (``None``: all keys) is out of date already."""
         with _guard:
-            gone = list(self._flights) if key is None else [key]
-            for each in gone:
-                flight = self._flights.pop(each, None)
-                if flight is not None:
+            for flight in [*self._flights.values(), *self._alone]:
+                if key is None or flight.key == key:
                     flight.doomed = True
+                    if self._flights.get(flight.key) is flight:
+                        # Who comes from now on computes anew.
+                        del self._flights[flight.key]
 
 
 def _leads_back(flight: Flight, inside: Chain) -> bool:
@@ -172,6 +186,7 @@ def _after_fork() -> None:
     _guard = threading.Lock()
     for board in list(_boards):
         board._flights.clear()
+        board._alone.clear()
 
 
 forking.after_in_child(_after_fork)

@@ -164,7 +164,7 @@ class Flow:
             return Outcome(value)
         if grade is not None:
             (self.tally.hits if grade is EARLY else self.tally.stale).add()
-            yield "start", (self._refresh_behind, (key, values))
+            yield "start", (self._refresh_behind, (key, values, landings))
             return Outcome(value)
         self.tally.misses.add()
         return (yield from self._compute_once(key, values, landings))
@@ -200,7 +200,7 @@ class Flow:
             if role is LEAD:
                 return (yield from self._lead(flight, key, values, landings, inside))
             if role is ALONE:
-                return (yield from self._compute(key, values, inside, None))
+                return (yield from self._compute_alone(key, values, inside))
             self.tally.waits.add()
             try:
                 landed = yield "wait", (flight, self.options.lock_timeout)
@@ -214,7 +214,7 @@ class Flow:
                     where(key, self.namespace),
                     self.options.lock_timeout,
                 )
-                return (yield from self._compute(key, values, inside, None))
+                return (yield from self._compute_alone(key, values, inside))
             if flight.outcome is not None:
                 return flight.outcome
             # Its caller was cancelled: one of us takes over.
@@ -271,10 +271,8 @@ class Flow:
             if held is not None:
                 yield "unlock", (held,)
 
-    def _compute(
-        self, key: str, values: Tuple[Any, ...], inside: Chain, flight: Optional[Flight]
-    ) -> Steps:
-        """Run the function and keep what it returned."""
+    def _compute(self, key: str, values: Tuple[Any, ...], inside: Chain, flight: Flight) -> Steps:
+        """Run the function and keep what it returned, unless it was invalidated meanwhile."""
         tokens = (yield from self._tokens(values, key)) if self._tags else {}
         started = time.perf_counter()
         outcome: Outcome = yield "run", (values, inside)
@@ -295,14 +293,31 @@ class Flow:
         fresh, keep = self.options.freshness.lifetimes(
             result, lambda function: self.binding.call(function, values)
         )
-        if tokens is None or (flight is not None and flight.doomed):
+        if tokens is None or flight.doomed:
             return outcome
         stored = result
         if self.enveloped:
             fresh_until = None if fresh is None else time.time() + fresh
             stored = Envelope(result, fresh_until, took, tokens).pack()
         yield from self._keep(key, stored, keep)
+        if flight.doomed:
+            # Invalidated while it was being written: at worst this drops a newer one, a miss.
+            yield from self._drop(key)
         return outcome
+
+    def _compute_alone(self, key: str, values: Tuple[Any, ...], inside: Chain) -> Steps:
+        """Compute without anybody waiting for it."""
+        flight = self.board.begin(key)
+        try:
+            return (yield from self._compute(key, values, inside, flight))
+        finally:
+            self.board.end(flight)
+
+    def _drop(self, key: str) -> Steps:
+        try:
+            yield "drop", (key,)
+        except Exception as error:  # a third party's store may raise anything
+            self.in_trouble(error, key, "write")
 
     def _keep(self, key: str, stored: Any, ttl: Optional[float]) -> Steps:
         writing = self.health.writing
@@ -318,7 +333,7 @@ class Flow:
 
     # ------------------------------------------------------------------ refreshing
 
-    def _refresh_behind(self, key: str, values: Tuple[Any, ...]) -> Steps:
+    def _refresh_behind(self, key: str, values: Tuple[Any, ...], landings: int) -> Steps:
         """Refresh an old result in the background, unless somebody does already."""
         role, flight = self.board.join(key, ())
         if role is not LEAD:
@@ -332,6 +347,12 @@ class Flow:
                 if held is None:
                     return  # another process refreshes it
                 flight.locked = True
+            if held is not None or self.board.landings != landings:
+                # Somebody may have refreshed it since we looked.
+                grade, value = yield from self._look(key)
+                if grade is FRESH:
+                    outcome = Outcome(value)
+                    return
             outcome = yield from self._compute(key, values, (flight,), flight)
         except Exception as error:  # in the background nobody else would hear of it
             outcome = Outcome(error=error)
@@ -358,7 +379,7 @@ class Flow:
         key = self.key(values)
         # Who computes already began before this call: what comes of that is out of date.
         self.board.doom(key)
-        return (yield from self._compute(key, values, chain.get(), None))
+        return (yield from self._compute_alone(key, values, chain.get()))
 
     def peek(self, values: Tuple[Any, ...]) -> Steps:
         """What is stored, fresh or stale, or `MISSING`; nothing is computed or counted."""

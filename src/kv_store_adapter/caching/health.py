@@ -35,6 +35,7 @@ class Breaker:
         self._lock = threading.Lock()
         self._pause = 0.0
         self._until = 0.0
+        self._trying = False
         self.open.clear()
 
     def allows(self) -> bool:
@@ -47,6 +48,7 @@ class Breaker:
                 return False
             # This caller tries; the others wait for its result another pause at most.
             self._until = now + self._pause
+            self._trying = True
             return True
 
     def worked(self) -> None:
@@ -54,11 +56,15 @@ class Breaker:
         if self.open:
             with self._lock:
                 self._pause = 0.0
+                self._trying = False
                 self.open.clear()
 
     def failed(self) -> None:
         """A try failed."""
         with self._lock:
+            if self.open and not self._trying:
+                return  # one of many that failed together: they are one failure
+            self._trying = False
             self._pause = min(self._pause * 2, LONGEST_PAUSE) or FIRST_PAUSE
             self._until = time.monotonic() + self._pause
             if not self.open:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Optional, 
 from ..protocol import KVStoreProtocol
 from ..rules import TTL, check_namespace
 from .decorator import check_store, check_version, one_of, place_of, unwrapped
-from .flights import Outcome, chain
+from .flights import Flight, Outcome, chain
 from .flow import Flow, Options, Steps
 from .freshness import Freshness
 
@@ -190,6 +190,16 @@ class _ManyFlow(Flow):
         return found
 
     def _compute_many(self, values: Tuple[Any, ...], missing: Dict[Any, str]) -> Steps:
+        flights = {each: self.board.begin(key) for each, key in missing.items()}
+        try:
+            return (yield from self._run_and_keep(values, missing, flights))
+        finally:
+            for flight in flights.values():
+                self.board.end(flight)
+
+    def _run_and_keep(
+        self, values: Tuple[Any, ...], missing: Dict[Any, str], flights: Dict[Any, Flight]
+    ) -> Steps:
         outcome: Outcome = yield "run", (self._with(values, list(missing)), chain.get())
         if outcome.error is not None:
             return outcome
@@ -199,11 +209,13 @@ class _ManyFlow(Flow):
         fresh = {each: outcome.value[each] for each in missing if each in outcome.value}
         _, keep = self.options.freshness.lifetimes(None, lambda function: None)
         writing = self.health.writing
-        if fresh and (self.health.reading.open or not writing.allows()):
+        # What was invalidated meanwhile goes to the caller, not into the store.
+        kept = {missing[each]: v for each, v in fresh.items() if not flights[each].doomed}
+        if kept and (self.health.reading.open or not writing.allows()):
             self.skipped()
-        elif fresh:
+        elif kept:
             try:
-                yield "write_many", ({missing[each]: v for each, v in fresh.items()}, keep)
+                yield "write_many", (kept, keep)
             except Exception as error:  # a third party's store may raise anything
                 self.in_trouble(error, next(iter(missing.values())), "write")
             else:

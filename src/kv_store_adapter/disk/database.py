@@ -127,8 +127,8 @@ class Database(forking.Forkable):
 
         def whole(connection: sqlite3.Connection) -> T:
             # IMMEDIATE: the only wait is here, before anything was done.
-            connection.execute("BEGIN IMMEDIATE")
             try:
+                connection.execute("BEGIN IMMEDIATE")
                 result = work(connection)
                 connection.execute("COMMIT")
             except BaseException:
@@ -159,34 +159,36 @@ class Database(forking.Forkable):
     def _run(self, work: Callable[[sqlite3.Connection], T], verb: str) -> T:
         deadline = 0.0
         nap = _FIRST_NAP
-        connection = self._take()
-        while True:
-            try:
-                result = work(connection)
-            except sqlite3.IntegrityError as error:
-                # The statement was refused, the connection is as good as before.
-                self._give(connection)
-                raise self._unavailable(error) from error
-            except sqlite3.Error as error:
-                if not is_busy(error):
-                    raise self._broken(connection, error) from error
-                now = time.monotonic()
-                deadline = deadline or now + self.timeout
-                if now >= deadline:
-                    self._give(connection)
-                    raise StoreUnavailableError(
-                        f"{self.path} could not be {verb}: other processes kept it busy for the "
-                        f"whole {self.timeout:g} s that were allowed. Nothing was changed by this "
-                        "call. Look for a process that hangs while it writes, or raise timeout=."
-                    ) from error
+        connection: Optional[sqlite3.Connection] = self._take()
+        try:
+            while connection is not None:
+                try:
+                    return work(connection)
+                except sqlite3.IntegrityError as error:
+                    # The statement was refused, the connection is as good as before.
+                    raise self._unavailable(error) from error
+                except sqlite3.Error as error:
+                    if not is_busy(error):
+                        lost, connection = connection, None
+                        raise self._broken(lost, error) from error
+                    now = time.monotonic()
+                    deadline = deadline or now + self.timeout
+                    if now >= deadline:
+                        raise self._kept_busy(verb) from error
                 time.sleep(nap * (0.5 + random.random()))
                 nap = min(nap * 1.5, _LONGEST_NAP)
-            except BaseException:
+            raise AssertionError("unreachable: without a connection an error was raised")
+        finally:
+            # Also when a signal's handler raised while this thread slept.
+            if connection is not None:
                 self._give(connection)
-                raise
-            else:
-                self._give(connection)
-                return result
+
+    def _kept_busy(self, verb: str) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"{self.path} could not be {verb}: other processes kept it busy for the whole "
+            f"{self.timeout:g} s that were allowed. Nothing was changed by this call. Look for a "
+            "process that hangs while it writes, or raise timeout=."
+        )
 
     # ------------------------------------------------------------------ the pool
 
@@ -258,6 +260,9 @@ class Database(forking.Forkable):
             raise
 
     def _give(self, connection: sqlite3.Connection) -> None:
+        if connection.in_transaction:
+            # An exception from outside (a signal's) came between BEGIN and its handler.
+            connection.rollback()
         self._idle.append(connection)
         if self._waiting:
             with self._changed:
@@ -308,8 +313,13 @@ class Database(forking.Forkable):
         self._changed.acquire()
         self._forking = True
         while True:
-            while self._idle:
-                self._idle.pop().close()
+            while True:
+                try:
+                    # A reader may take the last one at this very moment.
+                    idle = self._idle.pop()
+                except IndexError:
+                    break
+                idle.close()
                 self._open -= 1
             left = deadline - time.monotonic()
             # A thread that forks while it uses a connection itself would wait for ever: what is

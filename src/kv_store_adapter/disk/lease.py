@@ -20,6 +20,7 @@ class DiskLease(Lease):
         self._place = (namespace or "", key)
         self._token = secrets.token_hex(16)
         self.ttl_ms = ttl_ms
+        self.group = id(database)
 
     def acquire(self, wait: float) -> bool:
         """Try once; the caller waits."""
@@ -36,6 +37,9 @@ class DiskLease(Lease):
             "SET token = excluded.token, expires = excluded.expires WHERE locks.expires = ?",
             (*self._place, self._token, now + self.ttl_ms, -1 if row is None else row[0]),
         )
+        if taken and int(time.time() * 1000) >= now + self.ttl_ms:
+            self.release()
+            return False  # getting it took longer than it holds
         return taken > 0
 
     def renew(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Generator, List, Optional, Tuple
 
@@ -34,12 +35,18 @@ class RedisAsyncStore(AsyncKVStore):
     def __init__(self, store: RedisKVStore) -> None:
         super().__init__(store)
         self._clients: List[Tuple[weakref.ref[asyncio.AbstractEventLoop], _Connected]] = []
+        self._lock = threading.Lock()
 
     def _connected(self) -> _Connected:
         loop = asyncio.get_running_loop()
-        for known, one in self._clients:
-            if known() is loop:
-                return one
+        # Two loops in two threads may come at once.
+        with self._lock:
+            for known, one in self._clients:
+                if known() is loop:
+                    return one
+            return self._connect(loop)
+
+    def _connect(self, loop: asyncio.AbstractEventLoop) -> _Connected:
         from redis import asyncio as driver
 
         store = self._store

@@ -18,6 +18,7 @@ class RedisLease(Lease):
         # thread_local=False: the keeper's thread renews what another thread acquired.
         self._lock = client.lock(name.decode("utf-8"), timeout=ttl_ms / 1000, thread_local=False)
         self.ttl_ms = ttl_ms
+        self.group = id(client)
 
     def _do(self, action: Any) -> bool:
         from redis.exceptions import LockError

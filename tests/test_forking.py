@@ -1,0 +1,132 @@
+"""Forks: nothing inherited is used, nothing is left locked, whoever forks and whenever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kv_store_adapter import DiskKVStore, MemoryKVStore, forking
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+TWO_FORKS = """
+    import logging  # first, so that its own fork hook does not serialise the forks by luck
+    import os, sys, threading
+    from kv_store_adapter import DiskKVStore, MemoryKVStore
+
+    disk, memory = DiskKVStore(sys.argv[1]), MemoryKVStore()
+    disk.set("a", 1), memory.set("a", 1)
+    reading, go_on, forked = threading.Event(), threading.Event(), []
+
+    def use():
+        done = []
+        def work():
+            memory.set("b", 2), disk.set("b", 2), done.append(disk.get("b"))
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(20)
+        return done == [2]
+
+    def fork():
+        child = os.fork()
+        if not child:
+            os._exit(0 if use() else 9)
+        forked.append(os.waitpid(child, 0)[1])
+
+    def read_slowly(connection):
+        reading.set()
+        go_on.wait(0.5)
+
+    threading.Thread(target=disk._database.read, args=(read_slowly,)).start()
+    reading.wait(20)
+    threads = [threading.Thread(target=fork) for _ in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join(60) for thread in threads]
+    assert forked == [0, 0, 0], forked
+    assert use()
+    os._exit(0)
+"""
+
+
+def test_threads_that_fork_at_once(tmp_path: Path) -> None:
+    """Three threads that fork while another one reads: parent and children go on using stores."""
+    code = textwrap.dedent(TWO_FORKS)
+    command = [sys.executable, "-c", code, str(tmp_path / "store")]
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_hook_that_fails_spoils_no_other() -> None:
+    """When one store's hook raises, the others are put to rest and woken all the same."""
+
+    class Failing(forking.Forkable):
+        def _before_fork(self) -> None:
+            raise IndexError("a bug")
+
+    failing, stores = Failing(), [MemoryKVStore() for _ in range(20)]
+    forking.register(failing)
+    child = os.fork()
+    if not child:
+        for store in stores:
+            store.set("a", 1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    for store in stores:
+        assert store._lock.acquire(timeout=5)
+        store._lock.release()
+        store.set("a", 1)
+
+
+def test_a_child_refreshes_stale_values_itself(tmp_path: Path) -> None:
+    """Places for background refreshes that the parent's threads hold are free in the child."""
+    from kv_store_adapter.caching import drivers
+
+    places = drivers._refreshing
+    taken = 0
+    while places.acquire(blocking=False):
+        taken += 1
+    try:
+        child = os.fork()
+        if not child:
+            os._exit(0 if drivers._refreshing.acquire(blocking=False) else 9)
+        assert os.waitpid(child, 0)[1] == 0
+        assert drivers._refreshing is places
+    finally:
+        for _ in range(taken):
+            places.release()
+
+
+def test_a_signal_while_waiting_costs_no_connection(tmp_path: Path) -> None:
+    """An exception that a signal's handler raises while the disk is busy leaves the pool whole."""
+    import signal
+    import sqlite3
+
+    class SoftLimitError(Exception):
+        pass
+
+    def limit(*args: Any) -> None:
+        raise SoftLimitError
+
+    with DiskKVStore(tmp_path / "store", timeout=5) as store:
+        store.set("a", 1)
+        other = sqlite3.connect(store.path + "/kv-store.sqlite3", isolation_level=None)
+        before = signal.signal(signal.SIGALRM, limit)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+            for _ in range(10):
+                signal.setitimer(signal.ITIMER_REAL, 0.02)
+                with pytest.raises(SoftLimitError):
+                    store.set("a", 2)
+            other.execute("ROLLBACK")
+        finally:
+            signal.signal(signal.SIGALRM, before)
+            other.close()
+        assert store._database._open == len(store._database._idle) <= 1
+        store.set("a", 3)
+        assert store.get("a") == 3
