@@ -50,6 +50,7 @@ def blocks(path: Path, language: str) -> List[Tuple[int, str]]:
 
 
 def text_of(name: str) -> str:
+    """The text of one page."""
     return (DOCS / name).read_text("utf-8")
 
 
@@ -213,16 +214,18 @@ def test_every_public_name_is_in_the_reference() -> None:
         assert re.search(rf"\b{name}\b", text), name
     for kind in (KVStoreProtocol, AsyncKVStore, DiskKVStore):
         for name in vars(kind):
-            if not name.startswith("_") and name not in ("waits",):
+            if not name.startswith("_") and name != "waits":
                 assert re.search(rf"\b{name}\b", text), f"{kind.__name__}.{name}"
 
 
 def signatures() -> List[Any]:
     """The signatures in api.md: what is called, and its parameters."""
-    found = []
+    found: List[Any] = []
     for line, block in blocks(DOCS / "api.md", "py"):
-        for match in re.finditer(r"^([\w.]+)\(((?:.|\n +)*?)\)$", block, re.MULTILINE):
-            found.append(pytest.param(match[1], match[2], id=f"{match[1]}:{line + 1}"))
+        found += [
+            pytest.param(match[1], match[2], id=f"{match[1]}:{line + 1}")
+            for match in re.finditer(r"^([\w.]+)\(((?:.|\n +)*?)\)$", block, re.MULTILINE)
+        ]
     return found
 
 

@@ -340,13 +340,16 @@ def test_lambdas_in_a_shared_namespace_are_not_taken_for_one() -> None:
 
 
 def test_functions_of_one_name_from_two_modules_are_not_taken_for_one() -> None:
-    """In a shared namespace keys start with the function's name: two of one name collide."""
+    """In a shared namespace keys start with module and name; one template there is refused."""
     store = MemoryKVStore()
     one, two = (function_of("def f(a): return 1") for _ in range(2))
     two.__module__ = "elsewhere"
-    cached(store, namespace="n")(one)
+    keys = {cached(store, namespace="n")(each).cache_key(1) for each in (one, two)}
+    assert len(keys) == 2
+    cached(store, namespace="n", key="k:{a}")(one)
     with pytest.raises(ValueError, match=r"elsewhere\.f\(\) would store its results where"):
-        cached(store, namespace="n")(two)
+        cached(store, namespace="n", key="k:{a}")(two)
+    assert cached(store, namespace="n", key="other:{a}")(two)(1) == 1
     assert cached(store)(one)(1) == cached(store)(two)(1) == 1
 
 

@@ -356,6 +356,9 @@ def test_values_that_use_the_store_when_they_die(maxsize: Any) -> None:
         clock.shift(60)
         for number in range(3000):
             store.set("x", number)
+        clock.shift(60)
+        for number in range(3000):
+            store.set("x", number)
         assert store.list_namespaces() == []
         assert store.keys() == ["x"]
         store.close()

@@ -411,7 +411,8 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         self._remove(table, key, entry)
 
     def _remove(self, table: Table, key: str, entry: Any) -> None:
-        if table.get(key) is not entry:
+        current: Any = table.get(key)
+        if current is not entry:
             return
         del table[key]
         if table or table.bound:
@@ -427,7 +428,8 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         # A list, so that no value dies before all is in order: its __del__ may use this store.
         due: List[Tuple[Table, str, Any]] = list(self._expiry.due(now))
         for table, key, entry in due:
-            if table.get(key) is not entry:
+            current: Any = table.get(key)
+            if current is not entry:
                 continue
             if entry[DEADLINE] <= now:
                 self._drop(table, key, entry)

@@ -378,6 +378,8 @@ class Codec:
 
     def __init__(self, serializer: Optional[SerializerLike] = None) -> None:
         self.serializer: Any = PickleSerializer() if serializer is None else serializer
+        if isinstance(self.serializer, type):
+            raise TypeError(f"Pass an instance: serializer={self.serializer.__name__}().")
         for method in ("dumps", "loads"):
             if not callable(getattr(self.serializer, method, None)):
                 raise TypeError(

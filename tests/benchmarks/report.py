@@ -146,7 +146,9 @@ def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _note(section: Section, outcome: Outcome) -> List[str]:
     rounds = f"{outcome.rounds} rounds" if outcome.rounds != 1 else "one round"
-    notes = [f"{section.conditions} ({rounds}; fewer for those that no bar is about)"]
+    if outcome.rounds > 1 and any(map(section.is_guest, outcome.figures)):
+        rounds += "; fewer for those that no bar is about"
+    notes = [f"{section.conditions} ({rounds})"]
     notes += [f"without {name}: {why}" for name, why in outcome.absent.items()]
     return notes
 

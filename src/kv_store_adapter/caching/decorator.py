@@ -131,7 +131,7 @@ def cached(
         from .wrapper import decorate as wrap
 
         plain, kind, is_async = unwrapped(function)
-        place, label = place_of(plain, store, namespace, own_key=key is not None)
+        place, label = place_of(plain, store, namespace, key)
         flow = Flow(plain, getattr(plain, "__qualname__", place), store, place, label, options)
         return wrap(flow, kind, is_async, {**parameters, "namespace": place})
 
@@ -200,7 +200,7 @@ _guard = threading.Lock()
 
 
 def place_of(
-    function: Callable[..., Any], store: KVStoreProtocol, namespace: Optional[str], *, own_key: bool
+    function: Callable[..., Any], store: KVStoreProtocol, namespace: Optional[str], key: Any
 ) -> Tuple[str, str]:
     """The namespace of a function's results, and what its keys start with.
 
@@ -217,14 +217,17 @@ def place_of(
         return namespace, ""
     place = namespace or qualified_name(function)
     # In a namespace that functions may share, their keys say whose they are.
-    label = "" if namespace is None or own_key else function.__qualname__
+    label = "" if namespace is None or key is not None else qualified_name(function)
     full = place if root_of(store) is store else f"{getattr(store, 'name', '')}:{place}"
     try:
         with _guard:
             known = _places.setdefault(root_of(store), {})
-            earlier = known.get(f"{full} {label}", lambda: None)()
-            if earlier is None or own_key or _may_follow(earlier, function):
-                known[f"{full} {label}"] = weakref.ref(function)
+            # A template is the same for two functions if its text is; what a key function gives
+            # can't be known, so only the very same one counts.
+            who = f"{full} {label} {key if key is None or isinstance(key, str) else id(key)}"
+            earlier = known.get(who, lambda: None)()
+            if earlier is None or _may_follow(earlier, function):
+                known[who] = weakref.ref(function)
                 return place, label
     except TypeError:  # a store that does not hash, or a function without weak references
         return place, label

@@ -83,7 +83,7 @@ def cached_many(
         from .wrapper import decorate as wrap
 
         plain, kind, is_async = unwrapped(function)
-        place, label = place_of(plain, store, namespace, own_key=False)
+        place, label = place_of(plain, store, namespace, None)
         name = getattr(plain, "__qualname__", place)
         flow = _ManyFlow(plain, name, store, place, label, options, ids)
         parameters = {

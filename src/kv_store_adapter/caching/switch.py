@@ -32,6 +32,8 @@ def caching_disabled(store: Optional[KVStoreProtocol] = None) -> Iterator[None]:
         ...     now() is now()
         False
     """
+    if store is not None and not isinstance(store, KVStoreProtocol):
+        raise TypeError(f"caching_disabled() takes a store, not {type(store).__name__}.")
     root = None if store is None else root_of(store)
     off.append(root)
     try:

@@ -81,6 +81,8 @@ class Folder:
             )
         if not trust_root and hasattr(os, "geteuid"):
             self._check_owner(about)
+            if about.st_mode & 0o077 and not os.listdir(self.path):
+                os.chmod(self.path, 0o700)  # empty and ours: private from now on
         strangers = [name for name in os.listdir(self.path) if not _OURS.fullmatch(name)]
         if strangers and not os.path.lexists(os.path.join(self.path, DATABASE)):
             raise StoreFormatError(

@@ -21,7 +21,13 @@ from typing import (
     Union,
 )
 
-from ..exceptions import KeyNotFoundError, StoreFormatError, StoreUnavailableError, where
+from ..exceptions import (
+    KeyNotFoundError,
+    SerializationError,
+    StoreFormatError,
+    StoreUnavailableError,
+    where,
+)
 from ..protocol import KVStoreProtocol, check_keys
 from ..rules import MISSING, TTL, check_key, check_namespace, check_ttl, literal_prefix, matcher
 from ..serializers import Codec
@@ -123,6 +129,8 @@ class DiskKVStore(KVStoreProtocol):
     ) -> None:
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"A path is a str or a pathlib.Path, not {type(path).__name__}.")
+        if size_limit is not None and not isinstance(size_limit, int):
+            raise TypeError(f"size_limit is a number of bytes, not {type(size_limit).__name__}.")
         if size_limit is not None and (isinstance(size_limit, bool) or size_limit < 1):
             raise ValueError(
                 f"size_limit is a number of bytes above zero, or None: {size_limit!r}."
@@ -140,7 +148,10 @@ class DiskKVStore(KVStoreProtocol):
         self._encode, self._decode = codec.encode, codec.decode
         self._serializer_name = codec.name
         self._verify = verify
+        self._size_limit = size_limit
         self._spill_threshold = spill_threshold
+        if not os.fspath(path):
+            raise ValueError("A path can't be empty. The current folder is '.'.")
         self._path = os.path.abspath(os.path.expanduser(os.fspath(path)))
         if "\0" in self._path:
             raise ValueError("A path can't hold NUL.")
@@ -320,7 +331,7 @@ class DiskKVStore(KVStoreProtocol):
         When it returns, the value is safe from ``kill -9``; with ``durable=True`` from a power cut.
         """
         key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
-        data = self._encode(value, key, namespace)
+        data = self._bytes(value, key, namespace)
         expires = _deadline(milliseconds)
         if len(data) >= self._spill_threshold:
             self._set_file(key, data, namespace, expires, only_new=False)
@@ -333,7 +344,7 @@ class DiskKVStore(KVStoreProtocol):
     ) -> bool:
         """Store `value` only if `key` is absent; return whether it was stored. Atomic."""
         key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
-        data = self._encode(value, key, namespace)
+        data = self._bytes(value, key, namespace)
         expires = _deadline(milliseconds)
         if len(data) >= self._spill_threshold:
             # The file is written in vain when the key is there: look first.
@@ -351,7 +362,7 @@ class DiskKVStore(KVStoreProtocol):
         """Store every item of `mapping` with the same ttl; 500 to a transaction."""
         items = {check_key(key): value for key, value in dict(mapping).items()}
         namespace, milliseconds = check_namespace(namespace), check_ttl(ttl)
-        encoded = [(key, self._encode(value, key, namespace)) for key, value in items.items()]
+        encoded = [(key, self._bytes(value, key, namespace)) for key, value in items.items()]
         expires = _deadline(milliseconds)
         small = [item for item in encoded if len(item[1]) < self._spill_threshold]
         for start in range(0, len(small), _BATCH):
@@ -361,6 +372,17 @@ class DiskKVStore(KVStoreProtocol):
         for key, data in encoded:
             if len(data) >= self._spill_threshold:
                 self._set_file(key, data, namespace, expires, only_new=False)
+
+    def _bytes(self, value: Any, key: str, namespace: Optional[str]) -> bytes:
+        data = self._encode(value, key, namespace)
+        limit = self._size_limit
+        if limit is not None and len(data) > limit:
+            # Storing it would cost every other entry, and then itself.
+            raise SerializationError(
+                f"The value for {where(key, namespace)} has {len(data)} bytes, and the whole "
+                f"store may have {limit} (size_limit=). Nothing was stored."
+            )
+        return data
 
     def _row(
         self, key: str, data: bytes, namespace: Optional[str], expires: Optional[int]
@@ -595,6 +617,9 @@ class DiskKVStore(KVStoreProtocol):
         """
         from .repair import Damage, rebuild
 
+        root = os.path.abspath(os.path.expanduser(os.fspath(path)))
+        if not os.path.isdir(root) or not os.listdir(root):
+            raise StoreUnavailableError(f"There is no store at {root}: nothing to repair.")
         found = []
         try:
             store = cls(path, **options)
@@ -604,7 +629,6 @@ class DiskKVStore(KVStoreProtocol):
             if not isinstance(error.__cause__, sqlite3.DatabaseError):
                 raise
             found.append(Damage("database", None, None, str(error.__cause__)))
-            root = os.path.abspath(os.path.expanduser(os.fspath(path)))
             folder = Folder(root, trust_root=bool(options.get("trust_root")), durable=False)
             rebuild(folder, Codec(options.get("serializer")).name)
             store = cls(path, **options)

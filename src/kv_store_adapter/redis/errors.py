@@ -42,7 +42,7 @@ def translate(error: Exception, ask: Optional[Ask], client: Any) -> KVStoreError
 
     if isinstance(error, KVStoreError):
         return error
-    text = str(error) or type(error).__name__
+    text = str(error).rstrip(".") or type(error).__name__
     ours: KVStoreError
     # By its text, because valkey-py's errors are classes of their own.
     if text.startswith("WRONGTYPE"):

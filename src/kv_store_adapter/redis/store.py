@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -15,7 +16,7 @@ from typing import (
     Optional,
     Tuple,
 )
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from ..exceptions import KeyNotFoundError, StoreClosedError
 from ..protocol import KVStoreProtocol
@@ -88,6 +89,10 @@ class RedisKVStore(KVStoreProtocol):
         client: Any = None,
         **options: Any,
     ) -> None:
+        if not isinstance(port, int):
+            raise TypeError(f"A port is an int, not {type(port).__name__}.")
+        if "://" in host:
+            raise ValueError("That is a url, not a host: use RedisKVStore.from_url(...).")
         if client is not None:
             given = (host, port, db, password) != ("localhost", 6379, 0, None)
             if given or options:
@@ -107,6 +112,11 @@ class RedisKVStore(KVStoreProtocol):
             options: ``prefix``, ``serializer``, and every parameter of `redis.Redis`.
         """
         store = cls.__new__(cls)
+        database = urlsplit(url).path.strip("/")
+        if not url.lower().startswith("unix:") and database and not database.isdigit():
+            raise ValueError(
+                f"The path of a Redis url is the number of a database: /0, not /{database:.40}."
+            )
         place, _, query = url.partition("#")[0].partition("?")
         pairs = parse_qsl(query, keep_blank_values=True)
         prefix = dict(pairs).get("prefix", "kv")
@@ -130,8 +140,13 @@ class RedisKVStore(KVStoreProtocol):
     ) -> None:
         # The name is looked up now, not when this module is imported: a test may have put
         # fakeredis in its place.
-        import redis
-
+        try:
+            import redis
+        except ImportError as error:
+            raise ImportError(
+                "RedisKVStore needs redis-py, which comes with the extra [redis]: "
+                "pip install '.[redis]' from a clone, or pip install redis hiredis."
+            ) from error
         self._layout = Layout(prefix)
         self._codec = Codec(serializer)
         self._serializer = serializer
@@ -145,6 +160,11 @@ class RedisKVStore(KVStoreProtocol):
             make = redis.Redis if url is None else redis.Redis.from_url
             try:
                 client = make(**options) if url is None else make(url, **options)
+                if url is not None and type(client).__module__ == "redis.client":
+                    # Made and thrown away, unconnected: an option that there is none of is told
+                    # here, not as an outage at the first operation.
+                    pool = client.connection_pool
+                    pool.connection_class(**pool.connection_kwargs)
             except (TypeError, ValueError) as error:
                 if url is None:
                     raise
@@ -389,7 +409,12 @@ def _with_patience(options: Dict[str, Any], given: Iterable[str]) -> Dict[str, A
 
 
 def refuse_decoding(client: Any) -> None:
-    """Refuse a client that would hand out text: values are bytes."""
+    """Refuse a client that would hand out text (values are bytes), or that must be awaited."""
+    if inspect.iscoroutinefunction(getattr(client, "execute_command", None)):
+        raise TypeError(
+            "That is an asyncio client. Pass a plain redis.Redis: store.aio does the awaiting, "
+            "with the same settings."
+        )
     pool = getattr(client, "connection_pool", None)
     settings = getattr(pool, "connection_kwargs", None)
     if settings is None and hasattr(client, "get_connection_kwargs"):

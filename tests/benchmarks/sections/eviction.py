@@ -13,7 +13,7 @@ from contest import OURS, Figures, Run, Section
 ratio = Section(
     "eviction",
     "Hit ratio of the eviction, in percent",
-    "100,000 objects and a million requests (quick: 10,000 and 100,000), a miss is stored; room for "
+    "30,000 objects and 300,000 requests (quick: 10,000 and 100,000), a miss is stored; room for "
     "0.1, 1 and 10 % of the objects; the same seed for everybody",
     rounds=(1, 1),
 )
@@ -50,7 +50,7 @@ def _shifting(objects: int, requests: int, times: int, chance: random.Random) ->
 
 
 def _traces(run: Run) -> Iterator[Any]:
-    objects, requests = run.pick((10_000, 100_000), (100_000, 1_000_000))
+    objects, requests = run.pick((10_000, 100_000), (30_000, 300_000))
     chance = random.Random(3)
     for name, trace in (
         ("Zipf 1.0", _zipf(objects, requests, 1.0, chance)),

@@ -22,6 +22,7 @@ single = Section(
     "memory",
     "Memory: set, get, overwrite, delete",
     "10,000 keys in random order; ttl of an hour; every contestant is thread-safe but the bare dict",
+    rounds=(3, 5),
 )
 single.bar("get", _CACHETOOLS, 0.35)
 single.bar("set new", _CACHETOOLS, 0.45)
@@ -33,6 +34,7 @@ threads = Section(
     "threads",
     "Memory: 4 threads, 90 % get and 10 % set",
     "10,000 keys, all of them there; ttl of an hour; time of all threads together, an operation",
+    rounds=(3, 5),
 )
 threads.bar("an operation", _CACHETOOLS, 0.35)
 
@@ -40,6 +42,7 @@ bounded = Section(
     "bounded",
     "Memory with a maximum: 80 % get and 20 % set, with evictions",
     "10,000 entries at most, 50,000 keys by Zipf 0.9; no ttl",
+    rounds=(3, 5),
 )
 bounded.bar("an operation", "cachetools LRUCache + lock", 0.6)
 
@@ -48,7 +51,7 @@ footprint = Section(
     "Memory: bytes an entry takes",
     "resident memory of the process before and after; a million entries (quick: 200,000) with ttl; "
     "the keys are there before, the value is one object",
-    rounds=(1, 3),
+    rounds=(1, 1),
 )
 footprint.bar("bytes an entry", "cachetools TTLCache", 0.75)
 

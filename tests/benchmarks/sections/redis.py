@@ -20,7 +20,7 @@ single = Section(
     "redis",
     "Redis: get and set of 1 KiB",
     f"100 keys in turn, all of them hits; ttl of an hour; {_SERVER}",
-    rounds=(3, 9),
+    rounds=(3, 7),
     server=True,
 )
 single.bar("get", _PLAIN, 1.05, 0.9)
@@ -30,7 +30,7 @@ batches = Section(
     "redis-batch",
     "Redis: get_many and set_many of 100 values of 1 KiB",
     f"MGET and a pipeline of SETs on the other side, and a dict of what was found; ttl of an hour; {_SERVER}",
-    rounds=(3, 9),
+    rounds=(3, 7),
     server=True,
 )
 batches.bar("get_many", _PLAIN, 1.15)
@@ -41,7 +41,7 @@ scans = Section(
     "Redis: list and clear 100,000 keys among as many foreign ones",
     "quick: 20,000; scan_iter(count=1000), keys as text, and UNLINK of 1,000 on the other side; "
     + _SERVER,
-    rounds=(3, 5),
+    rounds=(3, 3),
     server=True,
 )
 scans.bar("list", _PLAIN, 1.15)
