@@ -791,3 +791,31 @@ def test_where_wal_can_t_work_it_says_so(
     assert "WAL" in caplog.text
     with DiskKVStore(path) as store:
         assert store.get("key") == 1
+
+
+def test_a_value_over_the_whole_limit_costs_no_other(tmp_path: Path) -> None:
+    """What can't fit into size_limit is refused; the entries that are there stay."""
+    with DiskKVStore(tmp_path / "store", size_limit=200_000) as store:
+        for index in range(20):
+            store.set(f"k{index}", b"x" * 100)
+        for write in (store.set, store.add, lambda key, value: store.set_many({key: value})):
+            with pytest.raises(SerializationError, match="size_limit"):
+                write("z", b"x" * 500_000)
+        assert len(store.keys()) == 20
+
+
+def test_paths_that_name_nothing(tmp_path: Path) -> None:
+    """An empty path and a repair where no store is are refused, and nothing is made."""
+    with pytest.raises(ValueError, match="can't be empty"):
+        DiskKVStore("")
+    with pytest.raises(StoreUnavailableError, match="no store"):
+        DiskKVStore.repair(tmp_path / "typo")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_becomes_private(tmp_path: Path) -> None:
+    """A folder that was there before, empty and ours, gets mode 0700."""
+    (tmp_path / "store").mkdir(mode=0o755)
+    (tmp_path / "store").chmod(0o755)
+    DiskKVStore(tmp_path / "store").close()
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700

@@ -569,3 +569,26 @@ def test_every_event_loop_has_connections_of_its_own(redis_server: Server) -> No
         assert [asyncio.run(scenario(me)) for me in range(3)] == [19] * 3
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             assert list(pool.map(lambda me: asyncio.run(scenario(me)), range(4))) == [19] * 4
+
+
+def test_an_asyncio_client_is_refused() -> None:
+    """A client that must be awaited would store nothing: it is refused with what to do."""
+    from redis import asyncio as driver
+
+    with pytest.raises(TypeError, match=r"Pass a plain redis\.Redis"):
+        RedisKVStore(client=driver.Redis())
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: RedisKVStore("redis://localhost"), ValueError, "from_url"),
+        (lambda: RedisKVStore(port="6379"), TypeError, "A port is an int"),  # type: ignore[arg-type]
+        (lambda: RedisKVStore.from_url("redis://localhost/abc"), ValueError, "number of a database"),
+        (lambda: RedisKVStore.from_url("redis://localhost?bogus=1"), ValueError, "options"),
+    ],
+)
+def test_mistakes_are_told_at_once(make: Any, error: Any, message: str) -> None:
+    """A wrong host, port, database or option is told when the store is made, not as an outage."""
+    with pytest.raises(error, match=message):
+        make()

@@ -236,3 +236,9 @@ def test_names_tell_serializers_apart() -> None:
     assert names[0] == names[1] == names[-1] == "pickle"
     assert names[2] == names[3] == "json"
     assert len(set(names)) == 7
+
+
+def test_a_class_is_no_serializer() -> None:
+    """Forgotten parentheses are told when the store is made."""
+    with pytest.raises(TypeError, match=r"JSONSerializer\(\)"):
+        MemoryKVStore(serializer=JSONSerializer)  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import sqlite3
-import sys
 from dataclasses import dataclass
 from typing import Dict, Iterable, List, Sequence, Tuple
 
@@ -111,7 +110,7 @@ def machine() -> Dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{name} (not installed)")
     return {
-        "Python": f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})",
+        "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "System": f"{platform.system()} {platform.release()}, {platform.machine()}, "
         f"{os.cpu_count()} cores",
         "Load": _load(),
