@@ -584,7 +584,11 @@ def test_an_asyncio_client_is_refused() -> None:
     [
         (lambda: RedisKVStore("redis://localhost"), ValueError, "from_url"),
         (lambda: RedisKVStore(port="6379"), TypeError, "A port is an int"),  # type: ignore[arg-type]
-        (lambda: RedisKVStore.from_url("redis://localhost/abc"), ValueError, "number of a database"),
+        (
+            lambda: RedisKVStore.from_url("redis://localhost/abc"),
+            ValueError,
+            "number of a database",
+        ),
         (lambda: RedisKVStore.from_url("redis://localhost?bogus=1"), ValueError, "options"),
     ],
 )

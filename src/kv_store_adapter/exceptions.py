@@ -41,7 +41,10 @@ _SHOWN = 120
 
 def shown(text: object) -> str:
     """``repr(text)``, cut in the middle where it is too long to read."""
-    whole = repr(text)
+    try:
+        whole = repr(text)
+    except Exception:  # an int too long to print, or anybody's __repr__
+        return f"<{type(text).__name__}>"
     if len(whole) <= _SHOWN:
         return whole
     return f"{whole[: _SHOWN - 40]}...{whole[-20:]} ({len(whole)} characters)"
@@ -67,6 +70,8 @@ class KeyNotFoundError(KVStoreError, KeyError):
     """
 
     def __init__(self, key: Any, namespace: Optional[str] = None) -> None:
+        if isinstance(key, str):
+            key = str.__str__(key)  # a subclass may bring a __repr__ of its own
         super().__init__(key, namespace)
         self.key = key
         self.namespace = namespace

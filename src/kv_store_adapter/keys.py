@@ -26,6 +26,7 @@ from typing import (
     Mapping,
     Optional,
     Sequence,
+    Set,
     Tuple,
     Type,
 )
@@ -241,12 +242,29 @@ def _dataclass_text(value: Any) -> str:
     fields = value.__dataclass_fields__.values()
     # ClassVar and InitVar stand among them, too, and are no fields of the instance.
     own = [f.name for f in fields if f.compare and f._field_type.name == "_FIELD"]
+    _no_more(value, "__dataclass_fields__", {f.name for f in fields})
     return _fields_text(value, own)
+
+
+def _no_more(value: Any, declared: str, fields: Set[str]) -> None:
+    """Refuse a subclass that does not declare fields itself and adds attributes all the same."""
+    kind = type(value)
+    more = set(getattr(value, "__dict__", ())) - fields
+    if more and declared not in vars(kind):
+        raise _Nameless(
+            value, f"a {_name(kind)} with attributes besides its fields ({min(more)!r})"
+        )
 
 
 def _attrs_text(value: Any) -> str:
     _compared(value, "class of attrs")
+    _no_more(value, "__attrs_attrs__", {a.name for a in value.__attrs_attrs__})
     return _fields_text(value, [a.name for a in value.__attrs_attrs__ if a.eq])
+
+
+def _namedtuple_text(value: Any) -> str:
+    _no_more(value, "_fields", set())
+    return f"{_name(type(value))}({_listed(value)})"
 
 
 # The plain value inside one of a subclass, whatever __int__ or __str__ of the subclass say.
@@ -309,7 +327,7 @@ _KNOWN: Sequence[Tuple[Callable[[Any, type], bool], Callable[[Any], str]]] = (
     ),
     (
         lambda value, kind: issubclass(kind, tuple) and hasattr(kind, "_fields"),
-        lambda value: f"{_name(type(value))}({_listed(value)})",
+        _namedtuple_text,
     ),
     (_is_of("datetime.datetime", "datetime.time"), _datetime_text),
     (_is_of("datetime.date"), lambda value: f"date({value.isoformat()})"),

@@ -181,11 +181,13 @@ def _bad_ttl(ttl: Any) -> InvalidTTLError:
     )
 
 
-_MAGIC = re.compile(r"[*?[]")
+# A lone surrogate, which no key holds, ends the prefix, too: backends could not encode it.
+_MAGIC = re.compile("[*?[\ud800-\udfff]")
 
 
 def literal_prefix(pattern: str) -> str:
     """The text that every match of `pattern` starts with: what a backend may prefilter by."""
+    pattern = str.__str__(pattern)
     match = _MAGIC.search(pattern)
     return pattern if match is None else pattern[: match.start()]
 

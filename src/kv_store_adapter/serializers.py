@@ -410,5 +410,8 @@ class Codec:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error).rstrip(".")
+    try:
+        text = str(error).rstrip(".")
+    except Exception:  # anybody's __str__
+        text = ""
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -23,7 +23,7 @@ Every figure here is a ratio within one run on one machine. Absolute times say m
 than about the library, so they are left out; `--json` writes them. Smaller is better for
 "ours : theirs", larger for "theirs : ours". Repeat it with:
 
-```console
+```bash
 pip install -e '.[bench]'
 python tests/benchmarks/run.py            # about 15 minutes; --quick takes one or two
 python tests/benchmarks/run.py --section hits --json figures.json

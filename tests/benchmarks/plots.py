@@ -78,6 +78,7 @@ def _columns(
         axes.set_xlabel("hits, percent")
         return
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(1, color="black", linewidth=0.8)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.8), high * 1.4)
@@ -106,6 +107,9 @@ def _lines(axes: Any, standing: Dict[str, Dict[str, float]]) -> None:
             )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("entries in the store (log scale)")
     axes.set_ylabel("time, as a multiple of the smallest")
     axes.axhline(1.5, color="black", linewidth=0.8, linestyle=":")

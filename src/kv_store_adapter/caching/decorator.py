@@ -14,7 +14,7 @@ from ..namespace import root_of
 from ..protocol import KVStoreProtocol, check_lease
 from ..rules import TTL, check_namespace
 from .flow import Flow, Options
-from .freshness import Freshness
+from .freshness import Freshness, checked_number
 
 if TYPE_CHECKING:
     from .surface import Decorator
@@ -102,7 +102,7 @@ def cached(
         tags=(tags,) if isinstance(tags, str) else tuple(tags),
         lock=one_of("lock", lock, (None, "store")),
         lock_ttl=check_lease(lock_ttl) / 1000,
-        lock_timeout=lock_timeout,
+        lock_timeout=checked_number("lock_timeout", lock_timeout),
         on_error=one_of("on_error", on_error, ("compute", "raise")),
     )
     if not (key is None or isinstance(key, str) or callable(key)):
@@ -208,16 +208,14 @@ def place_of(
         ValueError: Another function would have the same keys in the same place.
         TypeError: It has no name of its own and was given no namespace.
     """
-    if not isinstance(getattr(function, "__qualname__", None), str):
-        if namespace is None:
-            raise TypeError(
-                f"A {type(function).__name__} has no name to store its results under: pass "
-                "namespace=."
-            )
-        return namespace, ""
+    named = isinstance(getattr(function, "__qualname__", None), str)
+    if not named and namespace is None:
+        raise TypeError(
+            f"A {type(function).__name__} has no name to store its results under: pass namespace=."
+        )
     place = namespace or qualified_name(function)
     # In a namespace that functions may share, their keys say whose they are.
-    label = "" if namespace is None or key is not None else qualified_name(function)
+    label = "" if not named or namespace is None or key is not None else qualified_name(function)
     full = place if root_of(store) is store else f"{getattr(store, 'name', '')}:{place}"
     try:
         with _guard:
@@ -231,15 +229,22 @@ def place_of(
                 return place, label
     except TypeError:  # a store that does not hash, or a function without weak references
         return place, label
+    names = [
+        qualified_name(each) if hasattr(each, "__qualname__") else type(each).__name__
+        for each in (function, earlier)
+    ]
     raise ValueError(
-        f"{qualified_name(function)}() would store its results where {qualified_name(earlier)}() "
+        f"{names[0]}() would store its results where {names[1]}() "
         "does, under the same keys. Give one of them a namespace= of its own."
     )
 
 
 def _may_follow(earlier: Any, function: Any) -> bool:
     """Whether a function may store where an earlier one does, which is still alive."""
-    if qualified_name(earlier) != qualified_name(function):
+    if earlier is function:
+        return True
+    names = [getattr(each, "__qualname__", None) for each in (earlier, function)]
+    if names[0] is None or names[0] != names[1] or earlier.__module__ != function.__module__:
         return False
     # Of one name: defined anew, in a notebook perhaps, or made again by the same outer function.
     # But all lambdas of a module have one name, so there the code must be the same.

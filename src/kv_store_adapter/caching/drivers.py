@@ -7,8 +7,9 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from .. import forking
 from ..exceptions import KeyNotFoundError, LockTimeoutError
+from ..namespace import NamespaceView
 from ..protocol import TAGS_NAMESPACE
-from ..rules import MISSING
+from ..rules import MISSING, NO_EXPIRY
 from .flights import Chain, Flight, Outcome, chain
 from .flow import Flow, Steps
 
@@ -55,14 +56,18 @@ class PlainDriver:
         token = chain.set(inside)
         try:
             return Outcome(self._flow.binding.call(self._flow.function, values))
-        except Exception as error:  # the function's own: it goes to all who wait for it
+        except BaseException as error:  # the function's own; the conversation goes on to its end
             return Outcome(error=error)
         finally:
             chain.reset(token)
 
-    def write(self, key: str, value: Any, ttl: Optional[float]) -> None:
+    def write(self, key: str, value: Any, ttl: Optional[float], inside: Chain) -> None:
         """Store a result."""
-        self._store.set(key, value, self._namespace, ttl)
+        token = chain.set(inside)  # a serializer may call cached functions, too
+        try:
+            self._store.set(key, value, self._namespace, ttl)
+        finally:
+            chain.reset(token)
 
     def read_many(self, keys: List[str]) -> Dict[str, Any]:
         """What is stored of these, in one round trip."""
@@ -101,7 +106,11 @@ class PlainDriver:
 
     def add_token(self, name: str, token: str) -> None:
         """Give a tag a token, unless it has one."""
-        self._store.add(name, token, TAGS_NAMESPACE)
+        # A tag lives as long as the longest result, whatever the default ttl of a view.
+        if isinstance(self._store, NamespaceView):
+            self._store.add(name, token, TAGS_NAMESPACE, ttl=NO_EXPIRY)
+        else:
+            self._store.add(name, token, TAGS_NAMESPACE)
 
     def start(self, conversation: Callable[..., Steps], arguments: Tuple[Any, ...]) -> None:
         """Hold a conversation in the background, on a thread of its own."""
@@ -202,14 +211,20 @@ class AsyncDriver:
         token = chain.set(inside)
         try:
             return Outcome(await self._flow.binding.call(self._flow.function, values))
-        except Exception as error:  # the function's own: it goes to all who wait for it
+        except GeneratorExit:
+            raise  # this coroutine is being closed: nothing can be awaited any more
+        except BaseException as error:  # the function's own, or a cancellation; see above
             return Outcome(error=error)
         finally:
             chain.reset(token)
 
-    async def write(self, key: str, value: Any, ttl: Optional[float]) -> None:
+    async def write(self, key: str, value: Any, ttl: Optional[float], inside: Chain) -> None:
         """Store a result."""
-        await self._aio.set(key, value, self._namespace, ttl)
+        token = chain.set(inside)  # a serializer may call cached functions, too
+        try:
+            await self._aio.set(key, value, self._namespace, ttl)
+        finally:
+            chain.reset(token)
 
     async def read_many(self, keys: List[str]) -> Any:
         """What is stored of these, in one round trip."""
@@ -273,7 +288,8 @@ class AsyncDriver:
 
     async def add_token(self, name: str, token: str) -> None:
         """Give a tag a token, unless it has one."""
-        await self._aio.add(name, token, TAGS_NAMESPACE)
+        ttl = NO_EXPIRY if isinstance(self._flow.store, NamespaceView) else None
+        await self._aio.add(name, token, TAGS_NAMESPACE, ttl=ttl)
 
     async def start(self, conversation: Callable[..., Steps], arguments: Tuple[Any, ...]) -> None:
         """Hold a conversation in the background, in a task of its own."""

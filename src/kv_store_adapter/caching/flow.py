@@ -17,6 +17,7 @@ from ..exceptions import (
     InvalidTTLError,
     SerializationError,
     StoreUnavailableError,
+    UnkeyableArgumentError,
     where,
 )
 from ..keys import Template, key_of_call, shortened, text_of
@@ -93,9 +94,23 @@ class Flow:
         # What keys start with besides the arguments.
         self._start = "" if options.version is None else f"v{text_of(options.version)}:"
         if options.key is None:
-            self._start += label
+            self._start += label + self._owner()
         if self.enveloped:
             self._start = _ENVELOPED + self._start
+
+    def _owner(self) -> str:
+        """Whose method is decorated, if it was bound before: it is no argument, but it counts."""
+        owner = getattr(self.function, "__self__", None)
+        if owner is None or isinstance(owner, types.ModuleType):
+            return ""
+        try:
+            return f"{text_of(owner)}."
+        except TypeError as error:
+            raise UnkeyableArgumentError(
+                f"{self.name}() is bound to {error}, which has no stable identity to cache by. "
+                "Decorate the method in its class, give the class a __cache_key__() method, or "
+                "make the key yourself with key=."
+            ) from None
 
     # ------------------------------------------------------------------ keys
 
@@ -112,6 +127,8 @@ class Flow:
     @property
     def keyed_names(self) -> Sequence[str]:
         """The parameters that count for the key."""
+        if self._template is not None:
+            return self.binding.plain_names  # it may name one that is ignored otherwise
         return [n for n in self.binding.plain_names if n not in self._ignored]
 
     def key(self, values: Tuple[Any, ...]) -> str:
@@ -122,16 +139,20 @@ class Flow:
         """
         if self._template is not None:
             arguments = self.binding.arguments(values)
-            return self._start + self._template.fill(self.name, arguments)
+            return self._start + self._made(self._template.fill(self.name, arguments))
         if self.options.key is not None:
             key = self.binding.call(self.options.key, values)
             if not isinstance(key, str):
                 raise TypeError(
                     f"The key= of {self.name}() gave a {type(key).__name__}; a key is a str."
                 )
-            return self._start + key
+            return self._start + self._made(str.__str__(key))
         key = key_of_call(self.name, self.binding.names, values, self._ignored)
         return shortened(self._start + key) if self._start else key
+
+    def _made(self, key: str) -> str:
+        """A key that the user made, so that it is never taken for that of an envelope."""
+        return f"={key}" if not self.enveloped and key[:1] in (_ENVELOPED, "=") else key
 
     def keys(self, values: Tuple[Any, ...]) -> List[str]:
         """All keys that a call is about."""
@@ -239,7 +260,7 @@ class Flow:
             outcome = Outcome(error=error)
             return outcome
         finally:
-            self.board.land(flight, outcome)
+            self.board.land(flight, _shared(outcome))
 
     def _compute_locked(
         self, flight: Flight, key: str, values: Tuple[Any, ...], inside: Chain
@@ -269,6 +290,7 @@ class Flow:
             return (yield from self._compute(key, values, (*inside, flight), flight))
         finally:
             if held is not None:
+                _stop_renewing(held)
                 yield "unlock", (held,)
 
     def _compute(self, key: str, values: Tuple[Any, ...], inside: Chain, flight: Flight) -> Steps:
@@ -288,18 +310,23 @@ class Flow:
                 type(result).__name__,
             )
             return outcome
-        if self.options.cache_if is not None and not self.options.cache_if(result):
-            return outcome
-        fresh, keep = self.options.freshness.lifetimes(
-            result, lambda function: self.binding.call(function, values)
-        )
+        # The user's functions run inside of this flight, like the body: they may call it again.
+        token = chain.set(inside)
+        try:
+            if self.options.cache_if is not None and not self.options.cache_if(result):
+                return outcome
+            fresh, keep = self.options.freshness.lifetimes(
+                result, lambda function: self.binding.call(function, values)
+            )
+        finally:
+            chain.reset(token)
         if tokens is None or flight.doomed:
             return outcome
         stored = result
         if self.enveloped:
             fresh_until = None if fresh is None else time.time() + fresh
             stored = Envelope(result, fresh_until, took, tokens).pack()
-        yield from self._keep(key, stored, keep)
+        yield from self._keep(key, stored, keep, inside)
         if flight.doomed:
             # Invalidated while it was being written: at worst this drops a newer one, a miss.
             yield from self._drop(key)
@@ -319,13 +346,13 @@ class Flow:
         except Exception as error:  # a third party's store may raise anything
             self.in_trouble(error, key, "write")
 
-    def _keep(self, key: str, stored: Any, ttl: Optional[float]) -> Steps:
+    def _keep(self, key: str, stored: Any, ttl: Optional[float], inside: Chain) -> Steps:
         writing = self.health.writing
         if self.health.reading.open or not writing.allows():
             self.skipped()
             return
         try:
-            yield "write", (key, stored, ttl)
+            yield "write", (key, stored, ttl, inside)
         except Exception as error:  # a third party's store may raise anything
             self.in_trouble(error, key, "write")
         else:
@@ -359,8 +386,9 @@ class Flow:
         finally:
             if outcome is not None and outcome.error is not None:
                 self._refresh_failed(key, outcome.error)
-            self.board.land(flight, outcome)
+            self.board.land(flight, _shared(outcome))
             if held is not None:
+                _stop_renewing(held)
                 yield "unlock", (held,)
 
     def _refresh_failed(self, key: str, error: BaseException) -> None:
@@ -457,3 +485,16 @@ class Flow:
                 "Look for the first error in the log."
             )
         self.tally.errors.add()
+
+
+def _shared(outcome: Optional[Outcome]) -> Optional[Outcome]:
+    """What those who wait get to see: not that this caller was interrupted or cancelled."""
+    if outcome is None or outcome.error is None or isinstance(outcome.error, Exception):
+        return outcome
+    return None
+
+
+def _stop_renewing(held: Any) -> None:
+    """Let the lease end by itself, should the lock not be given back: a closed coroutine can't."""
+    if hasattr(held, "watched"):
+        held.watched = False

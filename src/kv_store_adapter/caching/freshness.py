@@ -42,7 +42,12 @@ class Envelope(NamedTuple):
         """The envelope, or ``None`` where something else was stored."""
         if type(stored) is not list or len(stored) != 5 or stored[0] != _MARK:
             return None
-        return Envelope(stored[4], stored[1], stored[2], stored[3])
+        _, fresh_until, took, tags, value = stored
+        if not (fresh_until is None or isinstance(fresh_until, (int, float))):
+            return None
+        if not isinstance(took, (int, float)) or not isinstance(tags, dict):
+            return None
+        return Envelope(value, fresh_until, took, tags)
 
 
 class Freshness:
@@ -68,8 +73,9 @@ class Freshness:
         self._of_result = ttl if callable(ttl) else None
         self._fixed = None if callable(ttl) else _seconds(ttl)
         self._stale = _seconds(stale) or 0.0
-        self._jitter = _number("jitter", jitter)
-        self._early = _number("early", early)
+        check_ttl((self._fixed or 1.0) + self._stale)  # what the store is told in the end
+        self._jitter = checked_number("jitter", jitter)
+        self._early = checked_number("early", early)
         if self._jitter > 1:
             raise ValueError(f"jitter= is a fraction from 0 to 1, not {jitter!r}.")
         if ttl is None and (stale is not None or self._early or self._jitter):
@@ -120,7 +126,7 @@ def _seconds(ttl: Any) -> Optional[float]:
     return ttl.total_seconds() if isinstance(ttl, timedelta) else float(ttl)
 
 
-def _number(name: str, value: Any) -> float:
+def checked_number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}= is a number, not {type(value).__name__}.")
     if not 0 <= value < math.inf:

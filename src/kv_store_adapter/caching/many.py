@@ -134,7 +134,15 @@ class _ManyFlow(Flow):
         if isinstance(given, (str, bytes)):
             raise TypeError(f"{self.name}() takes a list of ids, not one id. Write [id].")
         one_key = super().key
-        return {each: one_key(self._with(values, each)) for each in given}
+        wanted: Dict[Any, str] = {}
+        for each in given:
+            key = one_key(self._with(values, each))
+            if wanted.setdefault(each, key) != key:
+                raise TypeError(
+                    f"{self.name}() was asked for {each!r:.80} twice, as two types that are equal: "
+                    "one dictionary can't hold both. Pass ids of one type."
+                )
+        return wanted
 
     def key(self, values: Tuple[Any, ...]) -> str:
         """The key of a call with exactly one id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 import types
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
 import wrapt
 
-from ..exceptions import KVStoreError
+from ..exceptions import KVStoreError, StoreClosedError
 from .drivers import AsyncDriver, PlainDriver
 from .flow import Flow
 from .switch import off
@@ -39,7 +40,13 @@ else:
             # On Python 3.8 and from 3.13 on a classmethod above hands out this object without
             # saying which class was asked; taking the first argument for it would be silent.
             names = flow.binding.plain_names
-            if not self._self_prefix and names[:1] == ["cls"]:
+            in_class = flow.name.rpartition(".")[0]
+            if (
+                not self._self_prefix
+                and names[:1] == ["cls"]
+                and in_class
+                and not in_class.endswith("<locals>")
+            ):
                 first = args[0] if args else kwargs.get("cls")
                 if not isinstance(first, type):
                     raise TypeError(
@@ -56,7 +63,7 @@ else:
             """What the decorator was told, as a new dictionary."""
             return dict(self._self_cached.parameters)
 
-        def cache_key(self, *args, **kwargs):
+        def cache_key(self, /, *args, **kwargs):
             """The key under which the result of this call is stored."""
             return self._self_cached.flow.key(self._self_bind(args, kwargs))
 
@@ -64,18 +71,18 @@ else:
             """Drop all results of this function, of all instances, and count from zero."""
             return self._self_cached.driver.clear()
 
-        def invalidate(self, *args, **kwargs):
+        def invalidate(self, /, *args, **kwargs):
             """Drop the result of this call, and return whether there was one."""
             return self._self_cached.driver.invalidate(self._self_bind(args, kwargs))
 
-        def refresh(self, *args, **kwargs):
+        def refresh(self, /, *args, **kwargs):
             """Compute this call now, replace what is stored, and return it.
 
             If the function raises, that is raised and the old result stays.
             """
             return self._self_cached.driver.refresh(self._self_bind(args, kwargs))
 
-        def peek(self, *args, **kwargs):
+        def peek(self, /, *args, **kwargs):
             """Return what is stored for this call, without computing or counting.
 
             Raises:
@@ -83,7 +90,7 @@ else:
             """
             return self._self_cached.driver.peek(self._self_bind(args, kwargs))
 
-        def bypass(self, *args, **kwargs):
+        def bypass(self, /, *args, **kwargs):
             """Call the function itself; the store is neither read nor written."""
             return self._self_cached.driver.bypass(self._self_bind(args, kwargs))
 
@@ -143,7 +150,12 @@ else:
             return f"<bound {self._self_cached.flow.name} of {self._self_prefix[0]!r}>"
 
         def __reduce_ex__(self, protocol):
-            return getattr, (self._self_prefix[0], self._self_cached.flow.function.__name__)
+            name = self._self_cached.flow.function.__name__
+            if name.startswith("__") and not name.endswith("__"):
+                # As the compiler mangles the names of private methods.
+                owner = self._self_cached.flow.name.split(".")[-2]
+                name = f"_{owner.lstrip('_')}{name}"
+            return getattr, (self._self_prefix[0], name)
 
     if isinstance(wrapt.CallableObjectProxy.__call__, types.FunctionType):
         # Where wrapt has no compiled part its proxy calls __wrapped__, which is not what we want.
@@ -178,13 +190,14 @@ class _Cached:
         flow = self.flow
         size: Optional[int] = None
         if not flow.store.waits:
-            size = len(flow.store.keys(flow.namespace))
+            with contextlib.suppress(StoreClosedError):
+                size = len(flow.store.keys(flow.namespace))
         return flow.tally.info(size)
 
 
 # Types whose equality is identity of content and type among each other, so that a dictionary tells
 # them apart as keys do: 1 == 1.0 == True is why float and bool are not among them.
-_PLAIN = frozenset({int, str, bytes, type(None)})
+_PLAIN = frozenset({int, str, type(None)})
 
 # How many keys of recent plain arguments a function remembers.
 _REMEMBERED = 4096

@@ -114,8 +114,10 @@ class RedisKVStore(KVStoreProtocol):
         store = cls.__new__(cls)
         database = urlsplit(url).path.strip("/")
         if not url.lower().startswith("unix:") and database and not database.isdigit():
+            # Not quoted: where a password holds an unescaped slash, this is its end.
             raise ValueError(
-                f"The path of a Redis url is the number of a database: /0, not /{database:.40}."
+                "The path of a Redis url is the number of a database, as in redis://host:6379/0. "
+                "A slash inside of a password is written %2F."
             )
         place, _, query = url.partition("#")[0].partition("?")
         pairs = parse_qsl(query, keep_blank_values=True)
