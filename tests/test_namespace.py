@@ -153,3 +153,11 @@ def test_repr_says_where(store: MemoryKVStore) -> None:
     """repr() names the namespace and the store, and is short for long names."""
     assert repr(store.namespace("a")) == "<NamespaceView 'a' of MemoryKVStore()>"
     assert len(repr(store.namespace("a" * 60_000))) < 300
+
+
+def test_a_closed_view_gives_no_more_views() -> None:
+    """After close() a view is no way into the store any more, nested views included."""
+    view = MemoryKVStore().namespace("a")
+    view.close()
+    with pytest.raises(StoreClosedError):
+        view.namespace("b")

@@ -65,7 +65,8 @@ class NamespaceView(KVStoreProtocol):
         check_ttl(ttl)
         if isinstance(store, NamespaceView):
             # Views do not pile up: one look at the store from however deep a nesting.
-            name = join_namespaces(store._name, name)  # type: ignore[assignment]  # neither is None
+            # _full() raises where that view is closed.
+            name = join_namespaces(store._full(None), name)  # type: ignore[assignment]  # no None
             ttl = store._ttl if ttl is None else ttl
             store = store._store
         self._store: KVStoreProtocol = store

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -140,6 +141,8 @@ def main() -> int:
     for name, value in about.items():
         say(f"{name}: {value}")
     say()
+    # So that the server and the folders go when it is told to end, too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     start = time.monotonic()
     results = measure(chosen(groups, options.section), options)
     judged = [v for section, outcome in results for v in report.verdicts(section, outcome)]

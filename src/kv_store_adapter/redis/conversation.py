@@ -144,7 +144,7 @@ class Conversation:
                 found.update(dict.fromkeys(page))
                 if not cursor:
                     break
-        return [key for key in found if matches is None or matches(key)]
+        return list(found) if matches is None else [key for key in found if matches(key)]
 
     def page(self, cursor: Any, namespace: Optional[str], pattern: str, node: Any) -> Talk:
         """One step of SCAN: the next cursor (0 at the end), and keys that may match."""
@@ -242,10 +242,13 @@ class Conversation:
         if self._one_server:
             for start in range(0, len(names), _BATCH):
                 batch = names[start : start + _BATCH]
-                # MGET says nil for what is no string, too; the count tells whether it did.
-                found, there = yield Ask(("MGET", *batch), ("EXISTS", *batch))
-                if there > len(batch) - found.count(None):
-                    found = yield from self._get_each(wanted[start : start + _BATCH], namespace)
+                (found,) = yield Ask(("MGET", *batch))
+                if None in found:
+                    # MGET says nil for what is no string, too: is any of them there after all?
+                    gone = [name for name, data in zip(batch, found) if data is None]
+                    (there,) = yield Ask(("EXISTS", *gone))
+                    if there:
+                        found = yield from self._get_each(wanted[start : start + _BATCH], namespace)
                 values += found
         else:
             values = yield from self._get_each(wanted, namespace)

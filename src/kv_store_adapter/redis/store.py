@@ -320,7 +320,10 @@ class RedisKVStore(KVStoreProtocol):
         return bool(self._speak(self._talk.touch(key, namespace, ttl)))
 
     def get_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> Dict[str, Any]:
-        """Return the values of those `keys` that are there; an MGET for 500 of them."""
+        """Return the values of those `keys` that are there; an MGET for 500 of them.
+
+        For those that it does not find an EXISTS follows: MGET says nil for what is no string, too.
+        """
         return dict(self._speak(self._talk.get_many(keys, namespace)))
 
     def set_many(
