@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -60,6 +61,24 @@ def redis_server(_session_server: Server) -> Server:
 def locked_server() -> Iterator[Server]:
     """A real server that wants the password ``open sesame``."""
     server = _start("--requirepass", "open sesame")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster_server() -> Iterator[Server]:
+    """A real cluster: one node that has all the slots."""
+    import redis
+
+    server = _start("--cluster-enabled", "yes")
+    with redis.Redis(port=server.port) as node:
+        node.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        for _ in range(500):
+            info = node.execute_command("CLUSTER", "INFO")
+            # A dictionary, bytes or text, as the version of redis-py has it.
+            if "cluster_state:ok" in str(info) or "'cluster_state': 'ok'" in str(info):
+                break
+            time.sleep(0.02)
     yield server
     server.stop()
 

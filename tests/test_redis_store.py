@@ -25,6 +25,7 @@ from kv_store_adapter import (
     JSONSerializer,
     KeyNotFoundError,
     KVStoreError,
+    LockTimeoutError,
     RedisKVStore,
     SerializationError,
     StoreUnavailableError,
@@ -575,8 +576,11 @@ def test_an_asyncio_client_is_refused() -> None:
     """A client that must be awaited would store nothing: it is refused with what to do."""
     from redis import asyncio as driver
 
-    with pytest.raises(TypeError, match=r"Pass a plain redis\.Redis"):
-        RedisKVStore(client=driver.Redis())
+    async def main() -> None:
+        with pytest.raises(TypeError, match=r"Pass a plain redis\.Redis"):
+            RedisKVStore(client=driver.Redis())
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
@@ -596,3 +600,29 @@ def test_mistakes_are_told_at_once(make: Any, error: Any, message: str) -> None:
     """A wrong host, port, database or option is told when the store is made, not as an outage."""
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_cluster_means_the_same(cluster_server: Server) -> None:
+    """With a RedisCluster client every operation means what it means on one server."""
+    client = redis.RedisCluster(host="127.0.0.1", port=cluster_server.port)
+    store = RedisKVStore(client=client)
+    store.set("a", 1)
+    store.set("b", [2], "n:1", ttl=60)
+    assert (store.get("a"), store.get("b", "n:1"), store.ttl("a")) == (1, [2], None)
+    store.set_many({f"k{i}": i for i in range(1200)}, "many")
+    store.set_many({f"t{i}": i for i in range(20)}, "many", ttl=60)
+    assert len(store.keys("many")) == len(set(store.iter_keys("many"))) == 1220
+    assert store.get_many(["k1", "k1199", "no"], "many") == {"k1": 1, "k1199": 1199}
+    assert store.delete_many([f"k{i}" for i in range(100)] + ["no"], "many") == 100
+    assert sorted(store.list_namespaces()) == ["many", "n:1"]
+    assert (store.add("a", 2), store.add("c", 2), store.pop("c")) == (False, True, 2)
+    assert (store.touch("a", ttl=10), store.touch("a"), store.touch("no")) == (True, True, False)
+    with store.lock("a"), pytest.raises(LockTimeoutError):
+        store.lock("a", timeout=0.01).__enter__()
+    client.lpush("kv::list", 1)
+    for read in (store.get, lambda key: store.get_many([key])):
+        with pytest.raises(SerializationError):
+            read("list")
+    assert store.clear_namespace("many") == 1120
+    assert asyncio.run(store.aio.get("a")) == 1
+    client.close()

@@ -150,7 +150,8 @@ class Conversation:
         """One step of SCAN: the next cursor (0 at the end), and keys that may match."""
         start = self._layout.start(namespace)
         glob = self._layout.pattern(namespace, literal_prefix(pattern))
-        ((cursor, names),) = yield Ask(_scan(cursor, glob), node=node)
+        (reply,) = yield Ask(_scan(cursor, glob), node=node)
+        cursor, names = _step(reply)
         length = len(start)
         try:
             return cursor, [name[length:].decode("utf-8") for name in names]
@@ -173,7 +174,7 @@ class Conversation:
                     *commands, _scan(cursor, glob), harmless=False, writes=bool(commands), node=node
                 )
                 gone += sum(replies[:-1])
-                cursor, found = replies[-1]
+                cursor, found = _step(replies[-1])
                 names = [n for n in found if self._layout.key(n, namespace) is not None]
                 if not cursor:
                     break
@@ -187,7 +188,8 @@ class Conversation:
         for node in self._nodes():
             cursor: Any = 0
             while True:
-                ((cursor, names),) = yield Ask(_scan(cursor, glob), node=node)
+                (reply,) = yield Ask(_scan(cursor, glob), node=node)
+                cursor, names = _step(reply)
                 for name in names:
                     namespace = self._layout.namespace(name)
                     if namespace is not None:
@@ -316,6 +318,15 @@ def _set(name: bytes, data: bytes, milliseconds: Optional[int]) -> Tuple[Any, ..
 
 def _scan(cursor: Any, glob: bytes) -> Tuple[Any, ...]:
     return ("SCAN", cursor, "MATCH", glob, "COUNT", _SCAN_COUNT)
+
+
+def _step(reply: Any) -> Tuple[Any, List[bytes]]:
+    """The next cursor and the names of a SCAN's reply."""
+    cursor, names = reply
+    if isinstance(cursor, dict):
+        # A cluster's client tells the cursor of each node that it asked, which is one.
+        cursor = next(iter(cursor.values()), 0)
+    return cursor, names
 
 
 def foreign(key: str, namespace: Optional[str], name: bytes) -> SerializationError:
