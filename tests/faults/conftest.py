@@ -6,6 +6,7 @@ leaves this folder out. Every random choice comes from the seed in the header: `
 
 import collections
 import random
+import sys
 import zlib
 
 import pytest
@@ -36,7 +37,7 @@ def rounds(request):
 def seed(request):
     """This test's own seed: of the run's seed and the test's name."""
     mine = zlib.crc32(request.node.nodeid.encode(), request.config.option.seed & 0xFFFFFFFF)
-    print(f"--seed {request.config.option.seed} (this test's own: {mine})")
+    sys.stdout.write(f"--seed {request.config.option.seed} (this test's own: {mine})\n")
     return mine
 
 
