@@ -1,99 +1,134 @@
-"""Which entry leaves a full memory store: S3-FIFO.
+"""Which entry leaves a full memory store: S3-FIFO, with a small queue that fits itself to the load.
 
-From Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023. Newcomers pass
-through a small queue; only those that were used again get into the main one, so a scan of keys that
-are read once can't wash out what is in use. A hit does no more than count to three, without a lock.
+The queues are those of Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023.
+Newcomers pass through a small queue; only those that were used again get into the main one, so a
+scan of keys that are read once can't wash out what is in use. A hit does no more than set a mark,
+without a lock.
+
+A small queue of fixed length loses to LRU where popularity moves on quickly: newcomers leave before
+they are used again, and what was popular stays for rounds. So both queues remember what left them,
+and who comes back says which of them is too short, as in ARC (Megiddo and Modha, "ARC: a
+self-tuning, low overhead replacement cache", FAST 2003).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, List, Optional
+from typing import TYPE_CHECKING, List, Optional, Tuple
 
-__all__ = ["S3FIFO", "Evictable"]
+if TYPE_CHECKING:
+    from .expiry import Table
 
-#: The fields of an `Evictable`. The first three as in the plain tuple of an unbounded store.
-VALUE, DEADLINE, CHUNK, HITS, KEY, TABLE, IN_MAIN = range(7)
+__all__ = ["S3FIFO"]
 
-#: An entry counts its hits up to here: enough to survive three rounds of the main queue.
-MOST_HITS = 3
-
-
-class Evictable(List[Any]):
-    """An entry of a bounded store: ``[value, deadline, chunk, hits, key, table, in_main]``.
-
-    A list, because a reader takes value and deadline by position from bounded and unbounded stores
-    alike; hashed by identity, because the queues hold this very entry.
-    """
-
-    __slots__ = ()
-
-    def __hash__(self) -> int:  # type: ignore[override]  # list says None
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __ne__(self, other: object) -> bool:
-        return self is not other
+#: The fields of an entry of a memory store: ``(value, None)``, ``(value, deadline, chunk)``, or in
+#: a bounded store ``(value, deadline, chunk, slot)``.
+VALUE, DEADLINE, CHUNK, SLOT = range(4)
 
 
 class S3FIFO:
     """The order in which entries leave. Every step is O(1), amortised.
 
+    An entry is known by its slot, a number: it costs the garbage collector nothing.
+
+    Attributes:
+        used: By slot, whether the entry was used since it was last looked at.
+
     Notes:
-        *Threads.* All methods are called under the store's lock. Readers only add to
-        ``entry[HITS]``; a count lost in a race costs a little accuracy, nothing else.
+        *Threads.* All methods are called under the store's lock. Readers only set
+        ``used[slot] = True``; a mark that meets a slot's next owner costs a little accuracy,
+        nothing else.
     """
 
-    __slots__ = ("_ghost", "_ghosts", "_main", "_small", "_small_share", "maxsize")
+    __slots__ = (
+        *("_free", "_left_main", "_left_small", "_main", "_remembered", "_share", "_small"),
+        *("_tables", "maxsize", "used"),
+    )
 
     def __init__(self, maxsize: int) -> None:
         """Keep at most `maxsize` entries."""
         self.maxsize: int = maxsize
-        self._small_share = max(1, maxsize // 10)
-        # Ordered dictionaries, not deques: an entry that is deleted leaves its queue in O(1).
-        self._small: OrderedDict[Evictable, None] = OrderedDict()
-        self._main: OrderedDict[Evictable, None] = OrderedDict()
-        # Only hashes of what left the small queue lately: a collision promotes a newcomer early.
-        self._ghost: OrderedDict[int, None] = OrderedDict()
-        self._ghosts = max(1, maxsize - self._small_share)
+        self.used: List[bool] = []
+        self._tables: List[Optional[Table]] = []
+        self._free: List[int] = []
+        # How many entries the small queue may have: a tenth of all to begin with.
+        self._share = max(1.0, maxsize / 10)
+        # Slot to key. Ordered dictionaries, not deques: who is deleted leaves in O(1).
+        self._small: OrderedDict[int, str] = OrderedDict()
+        self._main: OrderedDict[int, str] = OrderedDict()
+        # Only hashes: when two keys share one, a newcomer is promoted early.
+        self._left_small: OrderedDict[int, None] = OrderedDict()
+        self._left_main: OrderedDict[int, None] = OrderedDict()
+        self._remembered = max(1, maxsize // 2)  # by each of the two
 
     def __len__(self) -> int:
         return len(self._small) + len(self._main)
 
-    def admit(self, entry: Evictable) -> None:
-        """Take in a new entry: to the main queue if it left lately and is back, else the small."""
-        fingerprint = hash((entry[TABLE].name, entry[KEY]))
-        if fingerprint in self._ghost:
-            del self._ghost[fingerprint]
-            entry[IN_MAIN] = True
-            self._main[entry] = None
+    def admit(self, key: str, table: Table) -> Tuple[int, Optional[Table], str]:
+        """Take in a new entry.
+
+        Returns:
+            Its slot, and the table and key of the entry that leaves for it; ``None`` for the table
+            while there is room.
+        """
+        small, main, used = self._small, self._main, self.used
+        left: Optional[Table] = None
+        last = ""
+        if len(small) + len(main) >= self.maxsize:
+            while True:
+                if len(small) >= self._share or not main:
+                    slot, last = small.popitem(False)  # noqa: FBT003  # by name it is slower
+                    if not used[slot]:
+                        ghost = self._left_small
+                        break
+                else:
+                    slot, last = main.popitem(False)  # noqa: FBT003
+                    if not used[slot]:
+                        ghost = self._left_main
+                        break
+                used[slot] = False
+                main[slot] = last
+            left = self._tables[slot]
+            self._tables[slot] = table
+            ghost[hash(last) ^ left.salt] = None  # type: ignore[union-attr]  # it has an owner
+            if len(ghost) > self._remembered:
+                ghost.popitem(False)  # noqa: FBT003
+        elif self._free:
+            slot = self._free.pop()
+            used[slot] = False
+            self._tables[slot] = table
         else:
-            self._small[entry] = None
+            slot = len(used)
+            used.append(False)
+            self._tables.append(table)
+        fingerprint = hash(key) ^ table.salt
+        if fingerprint in self._left_small:
+            self._back(fingerprint, self._left_small, self._left_main, 1)
+            main[slot] = key
+        elif fingerprint in self._left_main:
+            self._back(fingerprint, self._left_main, self._left_small, -1)
+            main[slot] = key
+        else:
+            small[slot] = key
+        return slot, left, last
 
-    def forget(self, entry: Evictable) -> None:
+    def _back(
+        self,
+        fingerprint: int,
+        queue: OrderedDict[int, None],
+        other: OrderedDict[int, None],
+        sign: int,
+    ) -> None:
+        """One that left a queue is back: that queue was too short. The rarer, the more it says."""
+        del queue[fingerprint]
+        share = self._share + sign * max(1.0, len(other) / (len(queue) + 1))
+        self._share = min(max(1.0, self.maxsize * 0.01, share), max(1.0, self.maxsize * 0.9))
+
+    def forget(self, slot: int) -> None:
         """Drop an entry that was deleted or has expired."""
-        (self._main if entry[IN_MAIN] else self._small).pop(entry, None)
-
-    def evict(self) -> Optional[Evictable]:
-        """Choose the entry that leaves, and drop it; ``None`` while there is room."""
-        while len(self._small) + len(self._main) > self.maxsize:
-            if len(self._small) > self._small_share or not self._main:
-                entry, _ = self._small.popitem(last=False)
-                if entry[HITS] > 1:
-                    entry[HITS] = 0
-                    entry[IN_MAIN] = True
-                    self._main[entry] = None
-                    continue
-                self._ghost[hash((entry[TABLE].name, entry[KEY]))] = None
-                if len(self._ghost) > self._ghosts:
-                    self._ghost.popitem(last=False)
-                return entry
-            entry, _ = self._main.popitem(last=False)
-            if entry[HITS]:
-                entry[HITS] -= 1
-                self._main[entry] = None
-                continue
-            return entry
-        return None
+        if slot in self._small:
+            del self._small[slot]
+        else:
+            del self._main[slot]
+        self._tables[slot] = None
+        self._free.append(slot)

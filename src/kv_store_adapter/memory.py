@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import (
@@ -18,9 +19,9 @@ from typing import (
 )
 
 from . import forking
-from .eviction import CHUNK, DEADLINE, HITS, KEY, MOST_HITS, S3FIFO, TABLE, VALUE, Evictable
+from .eviction import CHUNK, DEADLINE, S3FIFO, SLOT, VALUE
 from .exceptions import KeyNotFoundError, StoreClosedError
-from .expiry import Expiry, Table
+from .expiry import NEVER, Expiry, Table
 from .protocol import KVStoreProtocol, check_keys
 from .rules import MISSING, TTL, check_key, check_namespace, check_ttl, matcher
 from .serializers import Codec
@@ -31,6 +32,18 @@ if TYPE_CHECKING:
     from .serializers import SerializerLike
 
 __all__ = ["MemoryKVStore"]
+
+
+def _seconds(ttl: Any) -> Optional[float]:
+    """A checked ttl in seconds, rounded up to whole milliseconds; ``None`` for no expiry."""
+    milliseconds = check_ttl(ttl)
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def _let_go(lock: Any) -> None:
+    """Release a lock that an exception may have met just before it was taken, or just after."""
+    with contextlib.suppress(RuntimeError):
+        lock.release()
 
 
 class _Closed(Dict[Optional[str], Table]):
@@ -83,6 +96,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         self._tables: Dict[Optional[str], Table] = {}
         self._policy = None if maxsize is None else S3FIFO(maxsize)
         self._codec = None if serializer is None else Codec(serializer)
+        self._plain = self._policy is None and self._codec is None
         self._expiry = Expiry()
         forking.register(self)
 
@@ -109,24 +123,30 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         Raises:
             KeyNotFoundError: The key is absent and no `default` was given.
         """
-        if type(key) is str and (namespace is None or type(namespace) is str):
+        if key.__class__ is str:
             try:
-                entry = self._tables[namespace][key]
-            except KeyError:
-                # Only what could be stored is absent; the rest is refused.
-                check_key(key)
-                check_namespace(namespace)
+                entry = self._tables[namespace].get(key)
+            except (KeyError, TypeError):
                 entry = None
-        else:
-            entry = self._entry(key, namespace)
-        if entry is not None:
-            deadline = entry[1]
-            if deadline is None or deadline > time.time():
-                if self._policy is not None and entry[HITS] < MOST_HITS:
-                    entry[HITS] += 1
-                if self._codec is None:
-                    return entry[0]
-                return self._codec.decode(entry[0], key, namespace)
+            # A key that is found is one that could be stored: it needs no check.
+            if entry is not None:
+                deadline = entry[1]
+                if deadline is None or deadline > time.time():
+                    if self._plain:
+                        return entry[0]
+                    if self._policy is not None:
+                        self._policy.used[entry[3]] = True
+                    if self._codec is None:
+                        return entry[0]
+                    return self._codec.decode(entry[0], key, namespace)
+            elif default is not MISSING and namespace in self._tables:
+                # The usual miss of a cache. Other keys than could be stored are refused.
+                if len(key) > 1000 or not key.isascii():
+                    check_key(key)
+                return default
+        if self._live(key, namespace) is not None:  # of another class of str, or stored just now
+            plain = check_key(key), check_namespace(namespace)
+            return self.get(*plain, default=default)
         if default is MISSING:
             raise KeyNotFoundError(key, namespace)
         return default
@@ -193,7 +213,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         namespace = check_namespace(namespace)
         table = self._bind(namespace)
         find = table.get
-        bounded, codec = self._policy is not None, self._codec
+        used, codec = None if self._policy is None else self._policy.used, self._codec
 
         def read(key: str) -> Any:
             entry = find(key)
@@ -206,8 +226,8 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             deadline = entry[1]
             if deadline is not None and deadline <= time.time():
                 return MISSING
-            if bounded and entry[HITS] < MOST_HITS:
-                entry[HITS] += 1
+            if used is not None:
+                used[entry[3]] = True
             return entry[0] if codec is None else codec.decode(entry[0], key, namespace)
 
         return read
@@ -234,23 +254,56 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         self, key: str, value: Any, namespace: Optional[str] = None, ttl: Optional[TTL] = None
     ) -> None:
         """Store `value` under `key`, in place of what was there and of its ttl."""
-        key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
-        if self._codec is not None:
-            value = self._codec.encode(value, key, namespace)
-        with self._lock:
-            self._put(key, value, namespace, milliseconds)
+        # A ttl of the usual kind needs no call.
+        usual = ttl is None or (ttl.__class__ is int and 0 < ttl < 10**9)
+        seconds: Any = ttl if usual else _seconds(ttl)
+        if self._codec is not None or key.__class__ is not str:
+            key, value, namespace = self._encoded(key, value, namespace)
+        lock = self._lock
+        try:
+            lock.acquire()
+            table = self._tables.get(namespace)
+            if table is None or self._policy is not None:
+                self._put(key, value, check_namespace(namespace), seconds)
+            else:
+                # As in _put(), without the calls: this is the path of most writes.
+                old = table.get(key)
+                if old is None and (len(key) > 1000 or not key.isascii()):
+                    check_key(key)
+                now = time.time()
+                if seconds is None:
+                    table[key] = (value, None)
+                else:
+                    deadline = now + seconds
+                    if old is not None and old[1] is not None and old[1] <= deadline:
+                        table[key] = (value, deadline, old[2])
+                    elif (
+                        seconds == table.pace
+                        and table.since <= deadline < table.until
+                        and len(table.fresh) < table.room
+                    ):
+                        table.fresh.append(key)
+                        table.noted += 1
+                        table[key] = (value, deadline, table.fresh_number)
+                    else:
+                        self._put(key, value, namespace, seconds)
+                if now >= self._expiry.next:
+                    self._sweep(now)
+            lock.release()
+        except BaseException:
+            _let_go(lock)
+            raise
 
     def add(
         self, key: str, value: Any, namespace: Optional[str] = None, ttl: Optional[TTL] = None
     ) -> bool:
         """Store `value` only if `key` is absent; return whether it was stored. Atomic."""
-        key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
-        if self._codec is not None:
-            value = self._codec.encode(value, key, namespace)
+        seconds = _seconds(ttl)
+        key, value, namespace = self._encoded(key, value, namespace)
         with self._lock:
             if self._live(key, namespace) is not None:
                 return False
-            self._put(key, value, namespace, milliseconds)
+            self._put(key, value, namespace, seconds)
             return True
 
     def set_many(
@@ -258,34 +311,48 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
     ) -> None:
         """Store every item of `mapping` with the same ttl. Atomic for each key."""
         items = {check_key(key): value for key, value in dict(mapping).items()}
-        namespace, milliseconds = check_namespace(namespace), check_ttl(ttl)
+        namespace, seconds = check_namespace(namespace), _seconds(ttl)
         if self._codec is not None:
             items = {k: self._codec.encode(value, k, namespace) for k, value in items.items()}
         for key, value in items.items():
             # The lock is taken anew for each key: a large batch holds nobody up.
             with self._lock:
-                self._put(key, value, namespace, milliseconds)
+                self._put(key, value, namespace, seconds)
 
     def touch(self, key: str, namespace: Optional[str] = None, ttl: Optional[TTL] = None) -> bool:
         """Give `key` a new ttl and keep its value; return whether it was there. Atomic."""
-        key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
+        key, namespace, seconds = check_key(key), check_namespace(namespace), _seconds(ttl)
         with self._lock:
             entry = self._live(key, namespace)
             if entry is None:
                 return False
-            self._put(key, entry[VALUE], namespace, milliseconds)
+            self._put(key, entry[VALUE], namespace, seconds)
             return True
 
     def delete(self, key: str, namespace: Optional[str] = None) -> bool:
         """Delete `key` and return whether it was there. Atomic."""
-        key, namespace = check_key(key), check_namespace(namespace)
-        with self._lock:
+        lock = self._lock
+        try:
+            lock.acquire()
             table = self._tables.get(namespace)
-            entry = None if table is None else table.get(key)
+            if table is None or key.__class__ is not str:
+                key, namespace = check_key(key), check_namespace(namespace)
+                table = self._tables.get(namespace)
+            entry: Any = None if table is None else table.pop(key, None)
             if table is None or entry is None:
+                check_key(key)
+                lock.release()
                 return False
-            self._drop(table, key, entry)
-            return entry[DEADLINE] is None or entry[DEADLINE] > time.time()
+            deadline = entry[1]
+            if self._policy is not None:
+                self._policy.forget(entry[SLOT])
+            if not table:
+                self._emptied(table)
+            lock.release()
+        except BaseException:
+            _let_go(lock)
+            raise
+        return deadline is None or deadline > time.time()
 
     def delete_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> int:
         """Delete `keys` and return how many of them were there. Atomic for each key."""
@@ -305,8 +372,8 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             loaded = value if self._codec is None else self._codec.decode(value, key, namespace)
             with self._lock:
                 table = self._tables.get(namespace)
-                # Still the same entry with the same value? Otherwise somebody was faster.
-                if table is not None and entry[VALUE] is value and table.get(key) is entry:
+                # Still the same entry? Otherwise somebody was faster.
+                if table is not None and table.get(key) is entry:
                     self._drop(table, key, entry)
                     return loaded
 
@@ -321,7 +388,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             gone = list(table.values())
             if self._policy is not None:
                 for entry in gone:
-                    self._policy.forget(entry)
+                    self._policy.forget(entry[SLOT])
             table.clear()
             self._expiry.forget(table)
             if not table.bound:
@@ -350,96 +417,78 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
 
         return InlineAsyncStore(self)
 
+    def _encoded(self, key: Any, value: Any, namespace: Any) -> Tuple[str, Any, Optional[str]]:
+        """Check a key and a namespace, and encode the value if there is a serializer."""
+        key, namespace = check_key(key), check_namespace(namespace)
+        if self._codec is not None:
+            value = self._codec.encode(value, key, namespace)
+        return key, value, namespace
+
     # ------------------------------------------------------------------ under the lock
 
     def _put(
-        self, key: str, value: Any, namespace: Optional[str], milliseconds: Optional[int]
+        self, key: str, value: Any, namespace: Optional[str], seconds: Optional[float]
     ) -> None:
+        """Store under a checked namespace; a new key is checked here."""
         table = self._tables.get(namespace)
         if table is None:
+            check_key(key)
             table = self._tables[namespace] = Table(namespace)
-        now = time.time()
         old: Any = table.get(key)
-        deadline = None if milliseconds is None else now + milliseconds / 1000
-        # The chunk that has the old deadline is swept then, finds the key alive, and passes it on:
-        # storing the same key over and over notes it once.
-        kept = (
-            old is not None
-            and deadline is not None
-            and old[DEADLINE] is not None
-            and old[DEADLINE] <= deadline
-        )
-        if old is not None and kept:
-            number = old[CHUNK]
-        elif milliseconds is None:
-            number = None
-        else:
-            number = self._expiry.note(table, key, int(now * 1000) + milliseconds, milliseconds)
-        abandoned = None if old is None or kept or old[DEADLINE] is None else old[CHUNK]
+        if old is None and (len(key) > 1000 or not key.isascii()):
+            check_key(key)  # what is there was checked when it came
+        expiry = self._expiry
+        deadline = number = None
+        if seconds is not None:
+            deadline = time.time() + seconds
+            if old is not None and old[DEADLINE] is not None and old[DEADLINE] <= deadline:
+                # The chunk that has the old deadline is swept then, finds the key alive, and
+                # passes it on: storing the same key over and over notes it once.
+                number = old[CHUNK]
+            else:
+                number = expiry.note(table, key, deadline, seconds)
         if self._policy is None:
             table[key] = (value, None) if deadline is None else (value, deadline, number)
-        elif old is None:
-            entry = table[key] = Evictable((value, deadline, number, 0, key, table, False))
-            self._policy.admit(entry)
+        elif old is not None:
+            slot = old[SLOT]
+            self._policy.used[slot] = True
+            table[key] = (value, deadline, number, slot)
         else:
-            # In this order: a reader takes the deadline first, so it never pairs a new deadline
-            # with an old value.
-            replaced, old[VALUE] = old[VALUE], value
-            old[CHUNK] = number
-            old[DEADLINE] = deadline
-            if old[HITS] < MOST_HITS:
-                old[HITS] += 1
-            del replaced  # not before: its __del__ may use this store
-        if abandoned is not None:
-            self._expiry.abandon(table, abandoned)
-        if now >= self._expiry.next:
-            self._sweep(now)
-        if self._policy is not None:
-            self._make_room(self._policy)
-
-    def _make_room(self, policy: S3FIFO) -> None:
-        victims = []  # held until all are out: a value's __del__ may use this store
-        victim = policy.evict()
-        while victim is not None:
-            victims.append(victim)
-            self._remove(victim[TABLE], victim[KEY], victim)
-            victim = policy.evict()
+            slot, left, last = self._policy.admit(key, table)
+            table[key] = (value, deadline, number, slot)
+            if left is not None:
+                old = left.pop(last)  # which dies at the end: its __del__ may use this store
+                if not left:
+                    self._emptied(left)
+        if expiry.next != NEVER:
+            now = time.time()
+            if now >= expiry.next:
+                self._sweep(now)
 
     def _drop(self, table: Table, key: str, entry: Any) -> None:
-        if self._policy is not None:
-            self._policy.forget(entry)
-        self._remove(table, key, entry)
-
-    def _remove(self, table: Table, key: str, entry: Any) -> None:
-        current: Any = table.get(key)
-        if current is not entry:
-            return
         del table[key]
-        if table or table.bound:
-            if entry[DEADLINE] is not None:
-                self._expiry.abandon(table, entry[CHUNK])
-        else:
+        if self._policy is not None:
+            self._policy.forget(entry[SLOT])
+        if not table:
+            self._emptied(table)
+
+    def _emptied(self, table: Table) -> None:
+        """The last entry went: nothing of the table is kept, or as little as its readers need."""
+        if table.chunks:
             self._expiry.forget(table)
-            if self._tables.get(table.name) is table:
-                del self._tables[table.name]
+        if not table.bound:
+            del self._tables[table.name]
 
     def _sweep(self, now: float) -> None:
         """Drop a few entries that have expired, and note anew those that were given more time."""
-        # A list, so that no value dies before all is in order: its __del__ may use this store.
-        due: List[Tuple[Table, str, Any]] = list(self._expiry.due(now))
-        for table, key, entry in due:
-            current: Any = table.get(key)
-            if current is not entry:
-                continue
+        gone = []  # so that no value dies before all is in order: its __del__ may use this store
+        for table, key, entry in self._expiry.due(now):
             if entry[DEADLINE] <= now:
+                gone.append(entry)
                 self._drop(table, key, entry)
                 continue
-            deadline_ms = int(entry[DEADLINE] * 1000)
-            again = self._expiry.note(table, key, deadline_ms, deadline_ms - int(now * 1000))
-            if self._policy is None:
-                table[key] = (entry[VALUE], entry[DEADLINE], again)
-            else:
-                entry[CHUNK] = again
+            again = self._expiry.note_anew(table, key, entry[DEADLINE], now)
+            table[key] = (entry[VALUE], entry[DEADLINE], again, *entry[SLOT:])
 
     # ------------------------------------------------------------------ fork
 
