@@ -245,7 +245,8 @@ def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
 
     arguments = keyed[0] if len(keyed) == 1 else binding.as_tuple(keyed)
     tests = [f"not {p}off", f"not {p}down"]
-    tests += [f"{p}type({n}) in {p}plain" for n in keyed]
+    # An int is asked for by itself: a comparison, where the set takes a look-up.
+    tests += [f"({p}type({n}) is {p}int or {p}type({n}) in {p}plain)" for n in keyed]
     pad = "    "
     body = "\n".join(
         [
@@ -268,6 +269,7 @@ def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
         f"{p}off": off,
         f"{p}down": flow.health.reading.open,
         f"{p}type": type,
+        f"{p}int": int,
         f"{p}plain": _PLAIN,
         f"{p}find": remembered.get,
         f"{p}read": flow.store.finder(flow.namespace),
