@@ -20,10 +20,6 @@ from described import LARGE, SMALL, counter_of, described
 
 from kv_store_adapter import DiskKVStore, StoreUnavailableError, cached
 
-# Whether many processes at once purge, too: from when that defect is mended which
-# test_purge_while_another_process_clears shows.
-PURGES = False
-
 # A user who is not root and owns nothing.
 OTHER = 54321
 
@@ -310,7 +306,7 @@ def crowd_step(
     elif kind == 10:
         if chance.random() < 0.3:
             store.clear_namespace("shared")
-        elif PURGES:
+        else:
             store.purge()
     else:
         number = counter // 5

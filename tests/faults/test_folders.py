@@ -352,9 +352,6 @@ def test_purge_ends_although_a_file_can_t_be_removed(path: Path) -> None:
     assert (path / "namespaces" / file).is_dir()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: only the last part of a path is kept from being a link"
-)
 def test_a_folder_that_became_a_link_is_not_followed(path: Path, outside: Path) -> None:
     """When a namespace's folder is replaced by a link, nothing is read, written or deleted at its other end."""
     folder = folder_of(path, "n")
@@ -383,9 +380,6 @@ def test_a_folder_that_became_a_link_is_not_followed(path: Path, outside: Path) 
     assert look(outside) == before
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: a folder's name is taken from the index without being looked at"
-)
 @pytest.mark.parametrize("place", ["../../outside", "/OUTSIDE", ".."])
 def test_an_index_that_points_outside_is_not_followed(
     path: Path, outside: Path, place: str

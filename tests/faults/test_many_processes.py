@@ -19,7 +19,7 @@ import disk_children
 import pytest
 from described import LARGE, SMALL, counter_of, described
 
-from kv_store_adapter import DiskKVStore, StoreUnavailableError
+from kv_store_adapter import DiskKVStore
 
 pytestmark = pytest.mark.timeout(600)
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -58,11 +58,6 @@ def test_many_processes_at_once(tmp_path: Path, rounds: Any, seed: int, count: A
         assert store.check() == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=StoreUnavailableError,
-    reason="defect: a folder that goes while purge() looks at the folders fails it",
-)
 def test_purge_while_another_process_clears(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,17 +193,11 @@ def test_a_tampered_index_is_a_typed_error(tmp_path: Path, what: str, count: Any
 
 
 @pytest.mark.parametrize("what", UNSOUND)
-@pytest.mark.xfail(strict=True, reason="defect: the index is believed where it should be checked")
 def test_a_tampered_index_is_not_believed(tmp_path: Path, what: str, count: Any) -> None:
     """A row of the index leads to no file outside, to no key that is no text, to no other error."""
     _tamper(tmp_path, UNSOUND[what], count)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=subprocess.TimeoutExpired,
-    reason="defect: every IntegrityError is taken for a missing namespace, and tried again for ever",
-)
 def test_a_refusing_trigger_ends(tmp_path: Path) -> None:
     """A database that refuses every insert is a StoreUnavailableError within the time-out."""
     with DiskKVStore(tmp_path / "store") as store:

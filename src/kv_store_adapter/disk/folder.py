@@ -13,7 +13,7 @@ from typing import IO, Any, Iterator, Optional, Tuple
 
 from ..exceptions import SerializationError, StoreFormatError, StoreUnavailableError, where
 
-__all__ = ["DATABASE", "RESERVE", "Folder"]
+__all__ = ["DATABASE", "RESERVE", "Folder", "damaged", "is_folder"]
 
 #: The database's file name inside the root.
 DATABASE = "kv-store.sqlite3"
@@ -135,8 +135,25 @@ class Folder:
         """The path of the database file."""
         return os.path.join(self.path, DATABASE)
 
-    def _at(self, *parts: str) -> str:
-        return os.path.join(self.path, _NAMESPACES, *parts)
+    # The index may be damaged or tampered with: what it names is looked at before it is used.
+
+    def _at(self, folder: str) -> str:
+        """The path of a namespace's folder, which is one of ours and no link to elsewhere."""
+        if not is_folder(folder):
+            raise OSError(
+                errno.EINVAL, f"the index names {folder!r:.100}, which is no folder of ours"
+            )
+        path = os.path.join(self.path, _NAMESPACES, folder)
+        if os.path.islink(path):
+            raise OSError(errno.ELOOP, f"{path} is a link")
+        return path
+
+    def _file(self, file: str) -> str:
+        """The path of a value file, which is in a folder of ours and named as we name them."""
+        folder, _, name = file.partition("/") if isinstance(file, str) else ("", "", "")
+        if not _VALUE_NAME.fullmatch(name):
+            raise OSError(errno.EINVAL, f"the index names {file!r:.100}, which is no file of ours")
+        return os.path.join(self._at(folder), name)
 
     # ------------------------------------------------------------------ namespaces
 
@@ -151,7 +168,7 @@ class Folder:
             self._make_folder(self._at(folder))
             self.write_about(folder, namespace, serializer)
             self._sync_folder(self._at(folder))
-            self._sync_folder(self._at())
+            self._sync_folder(os.path.join(self.path, _NAMESPACES))
         return folder
 
     def write_about(self, folder: str, namespace: Optional[str], serializer: str) -> None:
@@ -163,9 +180,10 @@ class Folder:
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         with _AsUnavailable(self.path):
-            self._make_folder(self._at(folder))
-            self._unlink(self._at(folder, _ABOUT))
-            with self._create(self._at(folder, _ABOUT)) as file:
+            path = self._at(folder)
+            self._make_folder(path)
+            self._unlink(os.path.join(path, _ABOUT))
+            with self._create(os.path.join(path, _ABOUT)) as file:
                 _write_all(file, json.dumps(about, indent=2).encode("ascii") + b"\n")
 
     def set_aside(self, folder: str, aside: str) -> None:
@@ -175,22 +193,24 @@ class Folder:
 
     def read_about(self, folder: str) -> Any:
         """The metadata of a namespace's folder, or `SerializationError` where it is damaged."""
-        path = self._at(folder, _ABOUT)
         try:
+            path = os.path.join(self._at(folder), _ABOUT)
             with open(os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT), "rb") as file:
                 about = json.loads(file.read(1 << 20))
             if not isinstance(about, dict) or "name" not in about:
                 raise ValueError("it does not name a namespace")
-        except (OSError, ValueError) as error:
-            raise SerializationError(f"{path} is damaged: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise SerializationError(
+                f"The metadata in {os.path.join(_NAMESPACES, str(folder))} is damaged: {error}"
+            ) from error
         return about
 
     def remove_namespace(self, folder: str) -> bool:
         """Remove the folder of a namespace and what we made in it; ``True`` when it is gone."""
-        if not _FOLDER_NAME.fullmatch(folder):
+        if not is_folder(folder):
             return True
-        path = self._at(folder)
         try:
+            path = self._at(folder)
             for name in os.listdir(path):
                 if name == _ABOUT or _VALUE_NAME.fullmatch(name):
                     self._unlink(os.path.join(path, name))
@@ -204,10 +224,15 @@ class Folder:
 
     def folders(self) -> Iterator[Tuple[str, float]]:
         """The namespace folders on disk, each with the time of its last change."""
-        with _AsUnavailable(self.path), os.scandir(self._at()) as entries:
+        path = os.path.join(self.path, _NAMESPACES)
+        with _AsUnavailable(self.path), os.scandir(path) as entries:
             for entry in entries:
-                if _FOLDER_NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                    yield entry.name, entry.stat(follow_symlinks=False).st_mtime
+                if is_folder(entry.name) and entry.is_dir(follow_symlinks=False):
+                    try:
+                        when = entry.stat(follow_symlinks=False).st_mtime
+                    except FileNotFoundError:
+                        continue  # cleared meanwhile
+                    yield entry.name, when
 
     def files(self, folder: str) -> Iterator[Tuple[str, float]]:
         """The value files in one folder, as ``folder/name``, each with its time."""
@@ -234,7 +259,8 @@ class Folder:
             FileNotFoundError: Its namespace was cleared meanwhile.
             StoreUnavailableError: It can't be written; nothing is left behind.
         """
-        path = self._at(file)
+        with _AsUnavailable(self.path):
+            path = self._file(file)
         try:
             with self._create(path) as stream:
                 token = bytes.fromhex(os.path.basename(file)[:32])
@@ -265,8 +291,9 @@ class Folder:
             FileNotFoundError: It is gone: replaced or deleted since the index was read, or lost.
             SerializationError: It is truncated, or another value's file.
         """
-        path = self._at(file)
+        path = "the index"
         try:
+            path = self._file(file)
             with open(
                 os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT | _BINARY), "rb", 0
             ) as stream:
@@ -280,7 +307,7 @@ class Folder:
             # ELOOP: somebody put a link in its place. Only this entry suffers.
             if error.errno in (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO):
                 raise damaged(
-                    key, namespace, path, "it is not the file that was written"
+                    key, namespace, path, f"it is not the file that was written: {error.strerror}"
                 ) from error
             raise StoreUnavailableError(f"{path} could not be read: {error.strerror}.") from error
         if head != _MAGIC + bytes.fromhex(os.path.basename(file)[:32]):
@@ -291,10 +318,10 @@ class Folder:
 
     def remove_file(self, file: str) -> bool:
         """Remove a value file; ``True`` when it is gone."""
-        folder, _, name = file.partition("/")
-        if not _FOLDER_NAME.fullmatch(folder) or not _VALUE_NAME.fullmatch(name):
-            return True  # a tampered index must not make us delete what is not ours
-        return self._unlink(self._at(folder, name))
+        try:
+            return self._unlink(self._file(file))
+        except OSError as error:
+            return error.errno == errno.EINVAL  # not ours: nothing to remove
 
     @staticmethod
     def _unlink(path: str) -> bool:
@@ -319,6 +346,11 @@ class Folder:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def is_folder(name: Any) -> bool:
+    """Whether it is a name that we give to a namespace's folder."""
+    return isinstance(name, str) and _FOLDER_NAME.fullmatch(name) is not None
 
 
 def damaged(key: str, namespace: Optional[str], path: str, why: str) -> SerializationError:

@@ -7,11 +7,12 @@ import secrets
 import sqlite3
 import time
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING, Any, Iterator, List, NamedTuple, Optional, Tuple
 
 from ..exceptions import KVStoreError, SerializationError
 from . import schema
-from .folder import DATABASE, Folder
+from .folder import DATABASE, Folder, is_folder
 
 if TYPE_CHECKING:
     from .database import Database
@@ -69,7 +70,12 @@ def _check_namespaces(
     database: Database, folder: Folder, serializer: str, *, repair: bool
 ) -> List[Damage]:
     found = []
-    for name, place in database.fetch("SELECT name, folder FROM namespaces"):
+    for number, name, place in database.fetch("SELECT id, name, folder FROM namespaces"):
+        if not isinstance(name, str):
+            found.append(Damage("namespace", None, None, f"its name is no text: {name!r:.100}"))
+            if repair:
+                database.transaction(partial(_drop_namespace, number))
+            continue
         namespace = name or None
         try:
             about = folder.read_about(place)
@@ -79,22 +85,45 @@ def _check_namespaces(
         except SerializationError as error:
             problem = str(error)
         found.append(Damage("namespace", namespace, None, problem))
-        if repair:
+        if not repair:
+            continue
+        if is_folder(place):
             folder.write_about(place, namespace, serializer)
+        else:
+            found_again = _lost_folder(database, number)
+            new = found_again or folder.make_namespace(namespace, serializer)
+            database.write("UPDATE namespaces SET folder = ? WHERE id = ?", (new, number))
     return found
+
+
+def _drop_namespace(number: int, connection: sqlite3.Connection) -> None:
+    # Nobody can name it any more: purge() takes away what is in it.
+    connection.execute("DELETE FROM entries WHERE ns = ?", (number,))
+    connection.execute("DELETE FROM namespaces WHERE id = ?", (number,))
+
+
+def _lost_folder(database: Database, number: int) -> Optional[str]:
+    """The folder of a namespace, by what its entries say of their files."""
+    rows = database.fetch("SELECT file FROM entries WHERE ns = ? AND file IS NOT NULL", (number,))
+    folders = (str(file).partition("/")[0] for (file,) in rows)
+    return next(filter(is_folder, folders), None)
 
 
 def _check_entries(database: Database, folder: Folder) -> Iterator[Tuple[Damage, int]]:
     last = 0
     while True:
         rows = database.fetch(
-            "SELECT entries.id, name, key, value, size, file, digest FROM entries "
-            f"JOIN namespaces ON namespaces.id = ns WHERE entries.id > ? ORDER BY 1 LIMIT {_PAGE}",
+            "SELECT entries.id, name, key, value, size, file, digest, expires FROM entries "
+            "JOIN namespaces ON namespaces.id = ns AND name < x'' "  # text: see _check_namespaces
+            f"WHERE entries.id > ? ORDER BY 1 LIMIT {_PAGE}",
             (last,),
         )
-        for number, name, key, value, size, file, digest in rows:
+        for number, name, key, value, size, file, digest, expires in rows:
             last = number
             namespace = name or None
+            if not isinstance(key, str):
+                yield Damage("entry", namespace, None, f"its key is no text: {key!r:.100}"), number
+                continue
             try:
                 problem = None
                 data = value
@@ -106,6 +135,8 @@ def _check_entries(database: Database, folder: Folder) -> Iterator[Tuple[Damage,
                     data, zlib.crc32(key.encode("utf-8"))
                 ):
                     problem = "its checksum does not fit"
+                elif not isinstance(expires, (int, float, type(None))):
+                    problem = "its expiry is no number"
             except FileNotFoundError:
                 now = database.fetch_one("SELECT file FROM entries WHERE id = ?", (number,))
                 # Replaced while we looked: then there is nothing wrong.

@@ -6,7 +6,7 @@ import logging
 import sqlite3
 from typing import Callable
 
-from ..exceptions import StoreFormatError
+from ..exceptions import StoreFormatError, StoreUnavailableError
 from .database import Database, is_busy
 from .space import checkpoint_pages
 
@@ -115,7 +115,13 @@ def set_up(database: Database, serializer: str) -> None:
     if not database.read(look):
         database.read(use_wal)
         database.transaction(make_once)
-    ((stored,),) = database.fetch("SELECT value FROM meta WHERE name = 'serializer'")
+    rows = database.fetch("SELECT value FROM meta WHERE name = 'serializer'")
+    if len(rows) != 1:
+        raise StoreUnavailableError(
+            f"{database.path} is damaged: it names {len(rows)} serializers. "
+            "DiskKVStore.repair(path) keeps what can be read."
+        ) from sqlite3.DatabaseError(f"meta names {len(rows)} serializers")
+    ((stored,),) = rows
     if stored != serializer:
         raise StoreFormatError(
             f"The values in {database.path} were written with the serializer {stored!r}, not "

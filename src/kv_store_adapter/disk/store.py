@@ -56,6 +56,8 @@ _PATIENCE = 50
 
 # The namespace's number, or NULL where there is none. '' stands for the default namespace.
 _NS = "(SELECT id FROM namespaces WHERE name = ?)"
+# All text comes before all blobs: a key that is no text is damage, and no key.
+_TEXT = "key < x''"
 _LIVE = "(expires IS NULL OR expires > ?)"
 _GET = f"SELECT value, expires, size, file, digest FROM entries WHERE ns = {_NS} AND key = ?"
 _INSERT = (
@@ -212,8 +214,11 @@ class DiskKVStore(KVStoreProtocol):
         """The value of a row of `_GET`, or `MISSING` where it has expired."""
         for _ in range(_PATIENCE):
             value, expires, size, file, digest = row
-            if expires is not None and expires <= time.time() * 1000:
-                return MISSING
+            try:
+                if expires is not None and expires <= time.time() * 1000:
+                    return MISSING
+            except TypeError:
+                raise damaged(key, namespace, "the index", "its expiry is no number") from None
             if file is None:
                 if type(value) is not bytes or len(value) != size:
                     raise damaged(key, namespace, "the index", "its size is not what was written")
@@ -249,8 +254,10 @@ class DiskKVStore(KVStoreProtocol):
             raise KeyNotFoundError(key, namespace)
         if row[0] is None:
             return None
+        if not isinstance(row[0], (int, float)):
+            raise damaged(key, namespace, "the index", "its expiry is no number")
         # Rounded like the deadline, so that it is never more than was given.
-        left: int = row[0] - math.ceil(time.time() * 1000)
+        left = row[0] - math.ceil(time.time() * 1000)
         return max(1, left) / 1000
 
     def _expiry(self, key: str, namespace: Optional[str]) -> Optional[Tuple[Any, ...]]:
@@ -265,7 +272,7 @@ class DiskKVStore(KVStoreProtocol):
         # Answered from the index alone, without reading values: hence the subquery instead of a
         # look at each entry's expiry.
         rows = self._database.fetch(
-            f"SELECT key FROM entries WHERE ns = {_NS}{condition} AND id NOT IN "
+            f"SELECT key FROM entries WHERE ns = {_NS} AND {_TEXT}{condition} AND id NOT IN "
             "(SELECT id FROM entries WHERE expires <= ?)",
             (namespace or "", *limits, _now()),
         )
@@ -282,7 +289,8 @@ class DiskKVStore(KVStoreProtocol):
             after, sign = "", ">="
             while True:
                 rows = self._database.fetch(
-                    f"SELECT key FROM entries WHERE ns = {_NS}{condition} AND key {sign} ? "
+                    f"SELECT key FROM entries WHERE ns = {_NS} AND {_TEXT}{condition} "
+                    f"AND key {sign} ? "
                     "AND id NOT IN (SELECT id FROM entries WHERE expires <= ?) "
                     f"ORDER BY key LIMIT {_PAGE}",
                     (namespace or "", *limits, after, _now()),
@@ -299,8 +307,8 @@ class DiskKVStore(KVStoreProtocol):
     def list_namespaces(self) -> List[str]:
         """Return the named namespaces that hold a live key."""
         rows = self._database.fetch(
-            "SELECT name FROM namespaces WHERE name <> '' AND EXISTS (SELECT 1 FROM entries "
-            f"WHERE ns = namespaces.id AND {_LIVE})",
+            "SELECT name FROM namespaces WHERE name > '' AND name < x'' AND EXISTS "
+            f"(SELECT 1 FROM entries WHERE ns = namespaces.id AND {_LIVE})",
             (_now(),),
         )
         return [name for (name,) in rows]
@@ -391,14 +399,14 @@ class DiskKVStore(KVStoreProtocol):
         return namespace or "", key, expires, len(data), data, digest
 
     def _insert(self, sql: str, row: Tuple[Any, ...], namespace: Optional[str]) -> Tuple[int, int]:
-        while True:
+        for _ in range(_PATIENCE):
             try:
                 return self._database.write(sql, row)
             except StoreUnavailableError as error:
-                # entries.ns is NULL: the namespace is not there, or not any more.
-                if not isinstance(error.__cause__, sqlite3.IntegrityError):
+                if not _lacks_namespace(error):
                     raise
             self._make_namespace(namespace)
+        raise _cleared_again(row[1], namespace)
 
     def _insert_rows(self, rows: List[Tuple[Any, ...]], namespace: Optional[str]) -> bool:
         """Store a batch in one transaction; did it leave garbage?"""
@@ -408,34 +416,33 @@ class DiskKVStore(KVStoreProtocol):
             connection.executemany(_SET, rows)
             return connection.total_changes - before > len(rows)
 
-        while True:
+        for _ in range(_PATIENCE):
             try:
                 return self._database.transaction(work)
             except StoreUnavailableError as error:
-                if not isinstance(error.__cause__, sqlite3.IntegrityError):
+                if not _lacks_namespace(error):
                     raise
             self._make_namespace(namespace)
+        raise _cleared_again(rows[0][1], namespace)
 
     def _make_namespace(self, namespace: Optional[str]) -> str:
         """The folder of a namespace, made and entered into the index where there is none."""
-        row = self._find_folder(namespace)
-        if row is not None:
-            return row
-        folder = self._folder.make_namespace(namespace, self._serializer_name)
-        made, _ = self._database.write(
-            "INSERT OR IGNORE INTO namespaces(name, folder) VALUES(?, ?)", (namespace or "", folder)
-        )
-        if made:
-            return folder
-        # Another thread or process was faster.
-        self._folder.remove_namespace(folder)
-        return self._make_namespace(namespace)
-
-    def _find_folder(self, namespace: Optional[str]) -> Optional[str]:
-        row = self._database.fetch_one(
-            "SELECT folder FROM namespaces WHERE name = ?", (namespace or "",)
-        )
-        return None if row is None else str(row[0])
+        for _ in range(_PATIENCE):
+            row = self._database.fetch_one(
+                "SELECT folder FROM namespaces WHERE name = ?", (namespace or "",)
+            )
+            if row is not None:
+                return str(row[0])
+            folder = self._folder.make_namespace(namespace, self._serializer_name)
+            made, _ = self._database.write(
+                "INSERT OR IGNORE INTO namespaces(name, folder) VALUES(?, ?)",
+                (namespace or "", folder),
+            )
+            if made:
+                return folder
+            # Another thread or process was faster.
+            self._folder.remove_namespace(folder)
+        raise _cleared_again("", namespace)
 
     def _set_file(
         self,
@@ -490,10 +497,7 @@ class DiskKVStore(KVStoreProtocol):
                 return True
             if only_new and self._expiry(key, namespace) is not None:
                 return False
-        raise StoreUnavailableError(
-            f"{where(key, namespace)} could not be stored: the namespace was cleared again and "
-            "again meanwhile. Try again."
-        )
+        raise _cleared_again(key, namespace)
 
     def touch(self, key: str, namespace: Optional[str] = None, ttl: Optional[TTL] = None) -> bool:
         """Give `key` a new ttl and keep its value; return whether it was there. Atomic."""
@@ -531,7 +535,7 @@ class DiskKVStore(KVStoreProtocol):
     def pop(self, key: str, namespace: Optional[str] = None, *, default: Any = MISSING) -> Any:
         """Delete `key` and return its value. Atomic: of many callers exactly one gets it."""
         key, namespace = check_key(key), check_namespace(namespace)
-        while True:
+        for _ in range(_PATIENCE):
             row = self._database.fetch_one(_GET, (namespace or "", key))
             # Read before it is deleted: what can't be read stays where it is.
             value = MISSING if row is None else self._load(row, key, namespace)
@@ -548,6 +552,9 @@ class DiskKVStore(KVStoreProtocol):
             if deleted:
                 return value
             # Somebody was faster: look again.
+        raise StoreUnavailableError(
+            f"{where(key, namespace)} was replaced {_PATIENCE} times while it was read. Try again."
+        )
 
     def clear_namespace(self, namespace: Optional[str]) -> int:
         """Delete everything in `namespace` and return how many live keys went.
@@ -645,6 +652,19 @@ class DiskKVStore(KVStoreProtocol):
 
 def _open_again(kind: type, path: str, options: Dict[str, Any]) -> Any:
     return kind(path, **options)
+
+
+def _lacks_namespace(error: StoreUnavailableError) -> bool:
+    """Whether entries.ns would be NULL: the namespace is not there, or not any more."""
+    cause = error.__cause__
+    return isinstance(cause, sqlite3.IntegrityError) and "entries.ns" in str(cause)
+
+
+def _cleared_again(key: str, namespace: Optional[str]) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"{where(key, namespace)} could not be stored: the namespace was cleared again and again "
+        "meanwhile. Try again."
+    )
 
 
 def _now() -> int:
