@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import time
 from datetime import timedelta
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from ..rules import TTL, check_ttl
+from ..rules import TTL, check_key, check_ttl
 
 __all__ = ["EARLY", "FRESH", "STALE", "Envelope", "Freshness"]
 
@@ -43,9 +44,15 @@ class Envelope(NamedTuple):
         if type(stored) is not list or len(stored) != 5 or stored[0] != _MARK:
             return None
         _, fresh_until, took, tags, value = stored
-        if not (fresh_until is None or isinstance(fresh_until, (int, float))):
+        # Whoever can write to the store could have written these.
+        if not ((fresh_until is None or _is_finite(fresh_until)) and _is_finite(took)):
             return None
-        if not isinstance(took, (int, float)) or not isinstance(tags, dict):
+        if not isinstance(tags, dict):
+            return None
+        try:
+            for tag in tags:
+                check_key(tag)
+        except (TypeError, ValueError):
             return None
         return Envelope(value, fresh_until, took, tags)
 
@@ -116,6 +123,11 @@ class Freshness:
                     return EARLY
             return FRESH
         return STALE if now < envelope.fresh_until + self._stale else None
+
+
+def _is_finite(number: Any) -> bool:
+    # Not math.isfinite(): that raises where an int is too large for a float.
+    return isinstance(number, (int, float)) and abs(number) <= sys.float_info.max
 
 
 def _seconds(ttl: Any) -> Optional[float]:
