@@ -35,8 +35,8 @@ def open_store(url: str, **options: Any) -> KVStoreProtocol:
     opener = _OPENERS.get(scheme.lower())
     if opener is None or not colon:
         raise ValueError(
-            # Not the whole url: it may hold a password.
-            f"No backend has urls that start with {scheme[:20]!r}. There are "
+            # Nothing of it: without its scheme, even the start may be a password.
+            "No backend has urls that start like this one. There are "
             f"{', '.join(sorted(_OPENERS))}: memory://, disk:///path, redis://host:6379/0."
         )
     return opener(url, options)
