@@ -74,7 +74,8 @@ class Cleaner:
         try:
             return work()
         finally:
-            self._reserve.keep()
+            # All of it again: with less, the next one would find no room when others took the rest.
+            self._reserve.keep(1)
 
     def _delete_expired(self) -> int:
         rows, changes = self.write(
@@ -101,15 +102,19 @@ class Cleaner:
         """Remove the files of replaced and deleted entries, and those of writers that died."""
         self._quietly(lambda: self._collect(limit))
 
-    def _collect(self, limit: int) -> None:
+    def _collect(self, limit: int) -> bool:
+        """Remove some files; did any leave the list?"""
         rows = self._database.fetch(
-            "SELECT file FROM garbage WHERE since <= ? LIMIT ?", (_now() - _GRACE, limit)
+            "SELECT file FROM garbage WHERE since <= ? AND file IS NOT NULL LIMIT ?",
+            (_now() - _GRACE, limit),
         )
         # The file first: should this process die in between, the list still has it.
         gone = [file for (file,) in rows if self._folder.remove_file(file)]
-        if gone:
-            marks = ",".join("?" * len(gone))
-            self.write(f"DELETE FROM garbage WHERE file IN ({marks})", gone)
+        if not gone:
+            return False
+        marks = ",".join("?" * len(gone))
+        deleted, _ = self.write(f"DELETE FROM garbage WHERE file IN ({marks})", gone)
+        return deleted > 0
 
     # ------------------------------------------------------------------ namespaces
 
@@ -160,10 +165,9 @@ class Cleaner:
             if rows < _AT_ONCE:
                 break
             time.sleep(0.001)
-        while self._database.fetch_one(
-            "SELECT 1 FROM garbage WHERE since <= ? LIMIT 1", (_now() - _GRACE,)
-        ):
-            self._collect(1000)
+        # What can't be removed stays on the list for another time.
+        while self._collect(1000):
+            pass
         for (number,) in self._database.fetch(
             "SELECT ns FROM dropped WHERE since <= ?", (_now() - _GRACE,)
         ):

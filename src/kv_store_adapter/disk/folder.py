@@ -91,6 +91,11 @@ class Folder:
             )
         self._make_folder(os.path.join(self.path, _NAMESPACES))
         self.make_private(os.path.join(self.path, DATABASE))
+        # SQLite would follow a link here, and wait for ever for a pipe.
+        for suffix in ("-wal", "-shm", "-journal"):
+            path = os.path.join(self.path, DATABASE + suffix)
+            if not _is_plain(path):
+                raise OSError(errno.EINVAL, f"{path} is not a plain file")
 
     def _check_owner(self, about: os.stat_result) -> None:
         if about.st_uid != os.geteuid():
@@ -346,6 +351,14 @@ class Folder:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a file of ours may be there."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return True  # nothing is there
 
 
 def is_folder(name: Any) -> bool:
