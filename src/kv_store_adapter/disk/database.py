@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sqlite3
@@ -12,6 +13,7 @@ from typing import Any, Callable, Deque, List, Optional, Sequence, Tuple, TypeVa
 
 from .. import forking
 from ..exceptions import StoreClosedError, StoreUnavailableError
+from .folder import RESERVE
 
 __all__ = ["Database", "is_busy", "is_full"]
 
@@ -97,6 +99,9 @@ class Database(forking.Forkable):
         except sqlite3.Error as error:
             if not is_busy(error):
                 raise self._broken(connection, error) from error
+        except UnicodeDecodeError as error:
+            damage = _garbled(error)
+            raise self._broken(connection, damage) from damage
         except BaseException:
             self._give(connection)
             raise
@@ -167,6 +172,14 @@ class Database(forking.Forkable):
                 except sqlite3.IntegrityError as error:
                     # The statement was refused, the connection is as good as before.
                     raise self._unavailable(error) from error
+                except OverflowError as error:  # a value of 2 GiB or more
+                    raise StoreUnavailableError(
+                        f"{self.path} takes no value of that size ({error}). Nothing was changed."
+                    ) from error
+                except UnicodeDecodeError as error:
+                    damage = _garbled(error)
+                    lost, connection = connection, None
+                    raise self._broken(lost, damage) from damage
                 except sqlite3.Error as error:
                     if not is_busy(error):
                         lost, connection = connection, None
@@ -236,6 +249,7 @@ class Database(forking.Forkable):
 
     def _connect(self) -> sqlite3.Connection:
         connection = None
+        made_room = False
         try:
             # timeout=0: the waiting is done here, in finer steps. One thread at a time uses a
             # connection, but not always the same one.
@@ -247,6 +261,10 @@ class Database(forking.Forkable):
                 try:
                     self._prepare(connection)
                 except sqlite3.OperationalError as error:
+                    if is_full(error) and not made_room:
+                        made_room = True
+                        self._make_room()
+                        continue
                     if not is_busy(error) or time.monotonic() > deadline:
                         raise
                     time.sleep(_LONGEST_NAP * random.random())
@@ -255,9 +273,16 @@ class Database(forking.Forkable):
         except BaseException as error:
             if connection is not None:
                 connection.close()
+            if isinstance(error, UnicodeDecodeError):
+                error = _garbled(error)
             if isinstance(error, sqlite3.Error):
                 raise self._unavailable(error) from error
             raise
+
+    def _make_room(self) -> None:
+        # The files that SQLite needs besides the database find no room: the reserve's is theirs.
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(os.path.dirname(self.path), RESERVE))
 
     def _give(self, connection: sqlite3.Connection) -> None:
         if connection.in_transaction:
@@ -339,6 +364,11 @@ class Database(forking.Forkable):
         _inherited.extend(self._idle)
         self._forking = False
         self._new_state()
+
+
+def _garbled(error: UnicodeDecodeError) -> sqlite3.DatabaseError:
+    """What sqlite3 should have raised where its message quotes damaged text."""
+    return sqlite3.DatabaseError(f"the schema is malformed: {error}")
 
 
 class _Turn:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import sqlite3
 import time
 import zlib
 from functools import partial
-from typing import TYPE_CHECKING, Any, Iterator, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Iterator, List, NamedTuple, Optional, Set, Tuple
 
-from ..exceptions import KVStoreError, SerializationError
+from ..exceptions import KVStoreError, SerializationError, StoreUnavailableError
 from . import schema
 from .folder import DATABASE, Folder, is_folder
 
@@ -156,11 +157,31 @@ def rebuild(folder: Folder, serializer: str) -> str:
 
     Returns:
         Where the damaged files are now.
+
+    Raises:
+        StoreUnavailableError: There is no room for the new one, for example.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     aside = os.path.join(folder.path, f"damaged-{stamp}-{secrets.token_hex(4)}")
-    os.mkdir(aside, 0o700)
     fresh_path = os.path.join(aside, "rebuilt.sqlite3")
+    try:
+        os.mkdir(aside, 0o700)
+        known = _make_fresh(folder, serializer, fresh_path)
+        _exchange(folder, fresh_path, aside)
+    except (OSError, sqlite3.Error) as error:
+        left = f"What could be read is in {aside}."
+        if os.path.lexists(folder.database):
+            shutil.rmtree(aside, ignore_errors=True)
+            left = "It was left as it was."
+        raise StoreUnavailableError(f"{folder.path} can't be repaired: {error}. {left}") from error
+    for name, _ in list(folder.folders()):
+        if name not in known:
+            folder.set_aside(name, aside)
+    return aside
+
+
+def _make_fresh(folder: Folder, serializer: str, fresh_path: str) -> Set[str]:
+    """Make the new database; return the folders of its namespaces."""
     folder.make_private(fresh_path)
     fresh = sqlite3.connect(fresh_path, isolation_level=None)
     try:
@@ -173,17 +194,16 @@ def rebuild(folder: Folder, serializer: str) -> str:
         fresh.execute("DELETE FROM garbage")
         fresh.execute("COMMIT")
         fresh.execute("PRAGMA journal_mode=WAL")
-        known = {place for (place,) in fresh.execute("SELECT folder FROM namespaces")}
+        return {place for (place,) in fresh.execute("SELECT folder FROM namespaces")}
     finally:
         fresh.close()
+
+
+def _exchange(folder: Folder, fresh_path: str, aside: str) -> None:
     for suffix in ("", "-wal", "-shm", "-journal"):
         if os.path.lexists(folder.database + suffix):
             os.replace(folder.database + suffix, os.path.join(aside, DATABASE + suffix))
     os.replace(fresh_path, folder.database)
-    for name, _ in list(folder.folders()):
-        if name not in known:
-            folder.set_aside(name, aside)
-    return aside
 
 
 def _copy(path: str, fresh: sqlite3.Connection, table: str) -> None:
@@ -197,7 +217,7 @@ def _copy(path: str, fresh: sqlite3.Connection, table: str) -> None:
                 marks = ",".join("?" * len(row))
                 fresh.execute(f"INSERT OR IGNORE INTO {table} VALUES({marks})", row)
             return
-        except sqlite3.Error:
+        except (sqlite3.Error, UnicodeDecodeError):
             continue
         finally:
             old.close()

@@ -8,7 +8,7 @@ from typing import Callable
 
 from ..exceptions import StoreFormatError, StoreUnavailableError
 from .database import Database, is_busy
-from .space import checkpoint_pages
+from .space import checkpoint_pages, most_pages
 
 __all__ = ["FORMAT", "make", "preparer", "set_up"]
 
@@ -58,6 +58,11 @@ def preparer(durable: bool, path: str) -> Callable[[sqlite3.Connection], None]:
         connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         connection.execute("PRAGMA journal_size_limit=67108864")
         connection.execute(f"PRAGMA wal_autocheckpoint={checkpoint_pages(path)}")
+        # Whether the database can be read shows here, where a full disk can be helped.
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        most = most_pages()
+        if most:  # else the log could take in what the database can never hold
+            connection.execute(f"PRAGMA max_page_count={most}")
 
     return prepare
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import stat
 
 from .database import Database
 
-__all__ = ["Reserve", "checkpoint_pages"]
+__all__ = ["Reserve", "checkpoint_pages", "most_pages"]
 
 # Below so many bytes of free space, as seen when a connection opens, the disk counts as small.
 _SMALL = 256 << 20
@@ -36,6 +37,16 @@ def checkpoint_pages(path: str) -> int:
     return 1000 if free_bytes(path) > _SMALL else 64
 
 
+def most_pages() -> int:
+    """How many pages of 4 KiB this process may write to one file; 0: as many as it likes."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return 0 if most == resource.RLIM_INFINITY else max(1, most // 4096)
+
+
 class Reserve:
     """The space kept back in the folder of one store."""
 
@@ -43,12 +54,20 @@ class Reserve:
         self._path = path
         self._database = database
 
-    def keep(self) -> None:
-        """Keep space back, unless that is done. Does nothing where there is too little."""
-        if os.path.lexists(self._path) or not hasattr(os, "posix_fallocate"):
+    def keep(self, share: int = 4) -> None:
+        """Keep space back, unless that is done: at most one `share`-th of what is free."""
+        if not hasattr(os, "posix_fallocate"):
             return
+        try:
+            about = os.lstat(self._path)
+        except OSError:
+            pass
+        else:
+            if about.st_size or not stat.S_ISREG(about.st_mode):
+                return
+            self._let_go()  # whoever made it was killed before there was anything in it
         free = free_bytes(os.path.dirname(self._path))
-        size = _KEPT if free > _SMALL else min(_KEPT_IF_SMALL, free // 4)
+        size = _KEPT if free > _SMALL else min(_KEPT_IF_SMALL, free // share)
         if size < 64 << 10:
             return
         try:
