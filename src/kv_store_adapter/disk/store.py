@@ -56,8 +56,6 @@ _PATIENCE = 50
 
 # The namespace's number, or NULL where there is none. '' stands for the default namespace.
 _NS = "(SELECT id FROM namespaces WHERE name = ?)"
-# All text comes before all blobs: a key that is no text is damage, and no key.
-_TEXT = "key < x''"
 _LIVE = "(expires IS NULL OR expires > ?)"
 _GET = f"SELECT value, expires, size, file, digest FROM entries WHERE ns = {_NS} AND key = ?"
 _INSERT = (
@@ -272,7 +270,7 @@ class DiskKVStore(KVStoreProtocol):
         # Answered from the index alone, without reading values: hence the subquery instead of a
         # look at each entry's expiry.
         rows = self._database.fetch(
-            f"SELECT key FROM entries WHERE ns = {_NS} AND {_TEXT}{condition} AND id NOT IN "
+            f"SELECT key FROM entries WHERE ns = {_NS}{condition} AND id NOT IN "
             "(SELECT id FROM entries WHERE expires <= ?)",
             (namespace or "", *limits, _now()),
         )
@@ -289,8 +287,7 @@ class DiskKVStore(KVStoreProtocol):
             after, sign = "", ">="
             while True:
                 rows = self._database.fetch(
-                    f"SELECT key FROM entries WHERE ns = {_NS} AND {_TEXT}{condition} "
-                    f"AND key {sign} ? "
+                    f"SELECT key FROM entries WHERE ns = {_NS}{condition} AND key {sign} ? "
                     "AND id NOT IN (SELECT id FROM entries WHERE expires <= ?) "
                     f"ORDER BY key LIMIT {_PAGE}",
                     (namespace or "", *limits, after, _now()),
@@ -686,7 +683,8 @@ def _between(prefix: str) -> Tuple[str, Tuple[str, ...]]:
     # with this prefix is the prefix with its last character raised by one.
     stem = prefix.rstrip("\U0010ffff")
     if not stem:
-        return (" AND key >= ?", (prefix,)) if prefix else ("", ())
+        # All text comes before all blobs: a key that is no text is damage, and no key.
+        return (" AND key >= ? AND key < x''", (prefix,)) if prefix else (" AND key < x''", ())
     last = ord(stem[-1]) + 1
     if 0xD800 <= last <= 0xDFFF:  # surrogates are no characters
         last = 0xE000
