@@ -78,7 +78,7 @@ def test_writers_killed_at_random_lose_nothing(
     path = tmp_path / "store"
     states: Dict[str, Any] = {name: {} for name in ("a", "b")}
     with DiskKVStore(path) as living:  # somebody who stays, as in a server with many workers
-        for round_ in range(rounds(13, 200)):
+        for round_ in range(rounds(8, 200)):
             writers = {}
             for name in states:
                 story = chance.randrange(2**31)
@@ -223,7 +223,7 @@ def test_killed_at_any_system_call(
     assert run_deed(fresh("counted"), deed, log) == (0, True)
     calls = calls_of(log)
     assert len(calls) > 5, log.read_text()
-    chosen = random.Random(seed).sample(calls, min(len(calls), rounds(6, 80)))
+    chosen = random.Random(seed).sample(calls, min(len(calls), rounds(4, 80)))
     # The whole of it once more, killed in between: a call after the last one there is no kill.
     for number, (call, nth) in enumerate(chosen):
         path = fresh(f"store{number}")

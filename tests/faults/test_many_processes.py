@@ -33,7 +33,7 @@ def test_many_processes_at_once(tmp_path: Path, rounds: Any, seed: int, count: A
             {f"s{n}": described(f"s{n}", 1, SMALL, "steady") for n in range(50)}, "steady"
         )
         processes = [
-            disk_children.start("crowd", path, me, chance.randrange(2**31), rounds(5, 60))
+            disk_children.start("crowd", path, me, chance.randrange(2**31), rounds(3, 60))
             for me in range(6)
         ]
         for process in processes:

@@ -18,7 +18,7 @@ def test_a_mutated_payload_is_a_value_or_our_error(
 ) -> None:
     """Whatever is done to stored bytes, reading them raises nothing outside of the tree, and ends."""
     child = Path(__file__).with_name("mutants.py")
-    number = rounds(5_000, 100_000)
+    number = rounds(2_000, 100_000)
     command = [sys.executable, str(child), str(seed), str(number), str(redis_server.port)]
     ran = subprocess.run(
         [*command, str(tmp_path)],
