@@ -121,15 +121,10 @@ OPTIONS = [
 def _combinations() -> Iterator[Any]:
     for kind, options in itertools.product((Shaky, ShakyLock), OPTIONS):
         name = "-".join((kind.__name__, *options))
-        # strict=False: see test_a_refresh_that_gets_no_lock for the one that always fails.
-        defect = pytest.mark.xfail(
-            strict=False, reason="defect: waiters get a refresh's lock error"
-        )
-        seldom = kind is ShakyLock and "stale" in options and "lock" in options
-        yield pytest.param(kind, options, id=name, marks=[defect] if seldom else [])
+        yield pytest.param(kind, options, id=name)
 
 
-@pytest.mark.parametrize(("kind", "options"), _combinations())
+@pytest.mark.parametrize(("kind", "options"), list(_combinations()))
 def test_a_store_that_fails_at_random(
     kind: Any, options: Any, impatient: None, rounds: Any, seed: int, count: Any
 ) -> None:
@@ -241,7 +236,6 @@ def test_a_quick_store_may_raise_anything() -> None:
     assert [f(1), f(1)] == [-1, -1]
 
 
-@pytest.mark.xfail(strict=True, reason="defect: waiters get a refresh's lock error")
 def test_a_refresh_that_gets_no_lock(impatient: None) -> None:
     """Who waits for a refresh in the background that the store gives no lock to gets an answer, not its error."""
     trying, go_on = threading.Event(), threading.Event()

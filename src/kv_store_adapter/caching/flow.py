@@ -268,12 +268,7 @@ class Flow:
         """Compute under the store's lock, so that other processes wait for the result."""
         # Who holds a store's lock never waits for another one: that could go round in a circle.
         patience = 0.0 if any(f.locked for f in inside) else self.options.lock_timeout
-        held = None
-        if self.health.reading.allows():
-            try:
-                held = yield "lock", (key, patience)
-            except Exception as error:  # a third party's store may raise anything
-                self.in_trouble(error, key, "lock")
+        held = yield from self._lock(key, patience)
         try:
             if held is not None:
                 grade, value = yield from self._look(key)
@@ -292,6 +287,16 @@ class Flow:
             if held is not None:
                 _stop_renewing(held)
                 yield "unlock", (held,)
+
+    def _lock(self, key: str, patience: float) -> Steps:
+        """The store's lock, or ``None`` where it can't be had."""
+        if not self.health.reading.allows():
+            return None
+        try:
+            return (yield "lock", (key, patience))
+        except Exception as error:  # a third party's store may raise anything
+            self.in_trouble(error, key, "lock")
+            return None
 
     def _compute(self, key: str, values: Tuple[Any, ...], inside: Chain, flight: Flight) -> Steps:
         """Run the function and keep what it returned, unless it was invalidated meanwhile."""
@@ -370,9 +375,9 @@ class Flow:
         held = None
         try:
             if self.options.lock is not None:
-                held = yield "lock", (key, 0.0)
+                held = yield from self._lock(key, 0.0)
                 if held is None:
-                    return  # another process refreshes it
+                    return  # another process refreshes it, or the store is in trouble
                 flight.locked = True
             if held is not None or self.board.landings != landings:
                 # Somebody may have refreshed it since we looked.
