@@ -211,9 +211,6 @@ def test_a_full_disk(tmp_path: Path, rounds: Any, count: Any) -> None:
     count("answers checked on a store in trouble", 9 * number)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: a lock that can't be written counts as a failed read"
-)
 def test_a_lock_on_a_full_disk_costs_no_hits(tmp_path: Path) -> None:
     """Where a full disk lets no lock be taken, what is stored is served all the same."""
     assert _in_a_child(LOCK_ON_A_FULL_DISK, str(tmp_path / "store")).split() == ["2", "1"]

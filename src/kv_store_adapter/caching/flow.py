@@ -290,13 +290,19 @@ class Flow:
 
     def _lock(self, key: str, patience: float) -> Steps:
         """The store's lock, or ``None`` where it can't be had."""
-        if not self.health.reading.allows():
+        # Taking it is a write: where a full disk refuses that, it can still be read.
+        writing = self.health.writing
+        if self.health.reading.open or not writing.allows():
+            self.skipped()
             return None
         try:
-            return (yield "lock", (key, patience))
+            held = yield "lock", (key, patience)
         except Exception as error:  # a third party's store may raise anything
             self.in_trouble(error, key, "lock")
             return None
+        if held is not None:
+            writing.worked()
+        return held
 
     def _compute(self, key: str, values: Tuple[Any, ...], inside: Chain, flight: Flight) -> Steps:
         """Run the function and keep what it returned, unless it was invalidated meanwhile."""
@@ -467,7 +473,7 @@ class Flow:
             raise error  # the caller's mistake, or the declaration's
         unreadable = isinstance(error, SerializationError) and doing == "read"
         if isinstance(error, StoreUnavailableError):
-            (self.health.writing if doing == "write" else self.health.reading).failed()
+            (self.health.reading if doing == "read" else self.health.writing).failed()
         if self.options.on_error == "raise" and not unreadable:
             raise error
         self.tally.errors.add()
