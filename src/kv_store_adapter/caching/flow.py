@@ -285,8 +285,7 @@ class Flow:
             return (yield from self._compute(key, values, (*inside, flight), flight))
         finally:
             if held is not None:
-                _stop_renewing(held)
-                yield "unlock", (held,)
+                yield from self._unlock(held, key)
 
     def _lock(self, key: str, patience: float) -> Steps:
         """The store's lock, or ``None`` where it can't be had."""
@@ -303,6 +302,21 @@ class Flow:
         if held is not None:
             writing.worked()
         return held
+
+    def _unlock(self, held: Any, key: str) -> Steps:
+        _stop_renewing(held)
+        try:
+            yield "unlock", (held,)
+        except Exception as error:  # as above; the answer is there, and the lease ends by itself
+            self.tally.errors.add()
+            warn(
+                self.name,
+                "unlock",
+                "the lock on %s could not be given back: %s: %s",
+                where(key, self.namespace),
+                type(error).__name__,
+                error,
+            )
 
     def _compute(self, key: str, values: Tuple[Any, ...], inside: Chain, flight: Flight) -> Steps:
         """Run the function and keep what it returned, unless it was invalidated meanwhile."""
@@ -399,8 +413,7 @@ class Flow:
                 self._refresh_failed(key, outcome.error)
             self.board.land(flight, _shared(outcome))
             if held is not None:
-                _stop_renewing(held)
-                yield "unlock", (held,)
+                yield from self._unlock(held, key)
 
     def _refresh_failed(self, key: str, error: BaseException) -> None:
         self.tally.errors.add()
