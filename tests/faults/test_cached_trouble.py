@@ -219,7 +219,6 @@ def test_batches_on_a_store_that_fails_at_random(
     count("answers checked on a store in trouble", 4 * number * 5)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: only KVStoreError is caught on the compiled path")
 def test_a_quick_store_may_raise_anything() -> None:
     """A third party's store that never waits costs no answer either, whatever its look-up raises."""
 
@@ -262,7 +261,6 @@ def test_a_refresh_that_gets_no_lock(impatient: None) -> None:
         assert waiter.result(60) == -1
 
 
-@pytest.mark.xfail(strict=True, reason="defect: giving the lock back is not guarded")
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_lock_that_cant_be_given_back(is_async: bool) -> None:
     """A third party's lock that raises on the way out costs a warning, not the answer."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
 import wrapt
 
-from ..exceptions import KVStoreError, StoreClosedError
+from ..exceptions import StoreClosedError
 from .drivers import AsyncDriver, PlainDriver
 from .flow import Flow
 from .switch import off
@@ -274,7 +274,7 @@ def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
         f"{p}find": remembered.get,
         f"{p}read": flow.store.finder(flow.namespace),
         f"{p}time": time,
-        f"{p}Error": KVStoreError,
+        f"{p}Error": Exception,  # a third party's store may raise anything
         f"{p}hit": flow.tally.hits.add,
         f"{p}slow": driver.call,
         f"{p}miss": miss,
