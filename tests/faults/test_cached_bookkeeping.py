@@ -151,7 +151,6 @@ def test_bookkeeping_per_key_empties_itself(
         count("keys of @cached in long runs", number)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the names of functions that died are kept")
 def test_functions_that_come_and_go(opener: Any, rounds: Any, count: Any) -> None:
     """Functions that are cached and dropped by the thousand, each in its own namespace, are forgotten."""
     with opener() as store:

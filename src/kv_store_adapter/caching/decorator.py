@@ -225,7 +225,7 @@ def place_of(
             who = f"{full} {label} {key if key is None or isinstance(key, str) else id(key)}"
             earlier = known.get(who, lambda: None)()
             if earlier is None or _may_follow(earlier, function):
-                known[who] = weakref.ref(function)
+                known[who] = weakref.ref(function, _forgetter(known, who))
                 return place, label
     except TypeError:  # a store that does not hash, or a function without weak references
         return place, label
@@ -237,6 +237,17 @@ def place_of(
         f"{names[0]}() would store its results where {names[1]}() "
         "does, under the same keys. Give one of them a namespace= of its own."
     )
+
+
+def _forgetter(known: Dict[str, Any], who: str) -> Callable[[Any], None]:
+    """What drops a function's entry when it dies, unless another one took its place."""
+
+    def forget(dead: Any) -> None:
+        # Without the guard: this may run anywhere, also while this thread has it.
+        if known.get(who) is dead:
+            known.pop(who, None)
+
+    return forget
 
 
 def _may_follow(earlier: Any, function: Any) -> bool:
