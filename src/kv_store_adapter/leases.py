@@ -100,7 +100,8 @@ class ThreadLease(Lease):
 class _Keeper:
     """Renews the leases of one backend, from a thread that starts when it is first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: int) -> None:
+        self._group = group
         self._changed = threading.Condition()
         self._due: List[Tuple[float, int, Held]] = []
         self._count = 0
@@ -130,6 +131,9 @@ class _Keeper:
                     # Idle threads are litter: the next lease starts another one.
                     if not self._changed.wait(5.0) and not self._due:
                         self._running = False
+                        # A store that comes back meanwhile makes another one: both do.
+                        if _keepers.get(self._group) is self:
+                            del _keepers[self._group]
                         return
                     continue
                 nap = self._due[0][0] - time.monotonic()
@@ -180,7 +184,8 @@ class Held:
         if self.lease.ttl_ms:
             self.watched = True
             # By group, which is few: the backends that this process locks on.
-            _keepers.setdefault(self.lease.group, _Keeper()).watch(self)
+            group = self.lease.group
+            _keepers.setdefault(group, _Keeper(group)).watch(self)
 
     def _leave(self) -> None:
         self.watched = False

@@ -205,7 +205,6 @@ def test_opening_and_closing(opener: Any, rounds: Any, count: Any) -> None:
     assert len(health._healths) < 50
 
 
-@pytest.mark.xfail(strict=True, reason="defect: who renewed a store's leases is never forgotten")
 def test_locks_of_stores_that_come_and_go(
     tmp_path: Path, redis_server: Any, rounds: Any, count: Any
 ) -> None:
