@@ -105,16 +105,9 @@ DELETES: Dict[str, Callable[[KVStoreProtocol], Any]] = {
 
 @pytest.mark.parametrize("how", DELETES)
 def test_what_was_deleted_stays_deleted(
-    how: str,
-    local: KVStoreProtocol,
-    clock: time_machine.Coordinates,
-    request: pytest.FixtureRequest,
+    how: str, local: KVStoreProtocol, clock: time_machine.Coordinates
 ) -> None:
     """What was deleted does not come back when the clock goes back to before its end."""
-    root = getattr(local, "_store", local)
-    if isinstance(root, DiskKVStore) and how in ("delete", "delete_many"):
-        mark = pytest.mark.xfail(strict=True, reason="defect: delete() leaves what has expired")
-        request.applymarker(mark)
     local.set("key", 1, "n", 60)
     clock.shift(100)
     assert not DELETES[how](local) or how == "set and delete"
@@ -234,16 +227,10 @@ def test_processes_whose_clocks_disagree(
 
 
 def test_memory_and_disk_are_freed_after_jumps(
-    local: KVStoreProtocol,
-    clock: time_machine.Coordinates,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
+    local: KVStoreProtocol, clock: time_machine.Coordinates, tmp_path: Path
 ) -> None:
     """What has expired, by a jump or by its time, leaves memory and disk by other writes, files included."""
     root = getattr(local, "_store", local)
-    if local is root and isinstance(root, DiskKVStore):
-        mark = pytest.mark.xfail(strict=True, reason="defect: files of the expired are left over")
-        request.applymarker(mark)
     for to in (IN_2100, IN_1970, NOW):
         clock.move_to(to)
         for key in range(200):

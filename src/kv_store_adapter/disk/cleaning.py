@@ -84,7 +84,8 @@ class Cleaner:
             (_now(),),
         )
         if changes > rows:
-            self.collect()
+            # As many files as went: left over, they would wait for the next garbage.
+            self.collect(2 * _AT_ONCE)
         return rows
 
     # ------------------------------------------------------------------ files

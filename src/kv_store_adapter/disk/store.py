@@ -509,6 +509,8 @@ class DiskKVStore(KVStoreProtocol):
         """Delete `key` and return whether it was there. Atomic."""
         key, namespace = check_key(key), check_namespace(namespace)
         deleted, changes = self._cleaner.write(_DELETE, (namespace or "", key, _now()))
+        if not deleted:
+            self._delete_expired([key], namespace)
         if changes > 1:
             self._cleaner.collect()
         return deleted > 0
@@ -527,7 +529,20 @@ class DiskKVStore(KVStoreProtocol):
             deleted += rows
             if changes > rows:
                 self._cleaner.collect()
+            if rows < len(batch):
+                self._delete_expired(batch, namespace)
         return deleted
+
+    def _delete_expired(self, keys: List[str], namespace: Optional[str]) -> None:
+        """Delete what has expired, too: should the clock go back, what was deleted stays so."""
+        marks = ",".join("?" * len(keys))
+        those = f"ns = {_NS} AND key IN ({marks}) AND expires <= ?"
+        parameters = (namespace or "", *keys, _now())
+        # Looked for first: most keys that are not there are not there at all.
+        if self._database.fetch_one(f"SELECT 1 FROM entries WHERE {those} LIMIT 1", parameters):
+            rows, changes = self._cleaner.write(f"DELETE FROM entries WHERE {those}", parameters)
+            if changes > rows:
+                self._cleaner.collect()
 
     def pop(self, key: str, namespace: Optional[str] = None, *, default: Any = MISSING) -> Any:
         """Delete `key` and return its value. Atomic: of many callers exactly one gets it."""
