@@ -99,7 +99,6 @@ def _judge(kind: str, port: int, count: Any, *, awaited: bool) -> None:
         count("impostor's answers")
 
 
-@pytest.mark.xfail(strict=True, reason="defect: an answer of the wrong kind is a bare TypeError")
 @pytest.mark.parametrize("awaited", [False, True], ids=["plain", "aio"])
 def test_answers_of_the_wrong_kind(awaited: bool, count: Any) -> None:
     """An answer that the command can't have is an error of the tree, never a bare TypeError."""
@@ -108,7 +107,6 @@ def test_answers_of_the_wrong_kind(awaited: bool, count: Any) -> None:
             _judge(kind, impostor.port, count, awaited=awaited)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: an answer of the wrong kind is a bare TypeError")
 def test_random_answers(seed: int, rounds: Any, count: Any) -> None:
     """Answers put together at random are an error of the tree or an answer, never anything else."""
     chance = random.Random(seed)
@@ -166,7 +164,6 @@ async def _awaited_calls(store: RedisKVStore) -> List[int]:
     return answers
 
 
-@pytest.mark.xfail(strict=True, reason="defect: an answer of the wrong kind is a bare TypeError")
 def test_a_cached_function_answers_among_wrong_kinds(count: Any) -> None:
     """A function cached in a server that answers nonsense, batches too, answers every call."""
     from kv_store_adapter import cached_many

@@ -221,7 +221,6 @@ def test_a_garbled_answer_to_a_read(
         count("answers garbled")
 
 
-@pytest.mark.xfail(strict=True, reason="defect: a garbled answer to a write leaves no doubt said")
 @both
 def test_a_garbled_answer_to_a_write(
     proxy: Proxy, direct: RedisKVStore, awaited: bool, count: Any

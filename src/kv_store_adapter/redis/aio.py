@@ -8,10 +8,10 @@ import weakref
 from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Generator, List, Optional, Tuple
 
 from ..aio import AsyncKVStore
-from ..exceptions import StoreClosedError
+from ..exceptions import KVStoreError, StoreClosedError
 from ..rules import check_namespace, matcher
 from .conversation import Ask
-from .errors import first_error, is_final, translate
+from .errors import MISREAD, first_error, is_final, translate
 
 if TYPE_CHECKING:
     from .store import RedisKVStore
@@ -81,7 +81,12 @@ class RedisAsyncStore(AsyncKVStore):
                 except Exception as error:  # redis-py's, hiredis's or the system's: all become ours
                     ask = talk.throw(translate(error, ask, connected.client))
                 else:
-                    ask = talk.send(replies)
+                    try:
+                        ask = talk.send(replies)
+                    except MISREAD as error:
+                        if isinstance(error, KVStoreError):
+                            raise
+                        raise translate(error, ask, connected.client) from error
         except StopIteration as done:
             return done.value
 

@@ -7,7 +7,14 @@ from typing import Any, List, Optional
 from ..exceptions import KVStoreError, StoreUnavailableError
 from .conversation import Ask, WrongTypeError
 
-__all__ = ["first_error", "is_final", "place_of", "translate"]
+__all__ = ["MISREAD", "first_error", "is_final", "place_of", "translate"]
+
+#: What a conversation raises, unless it is an error of ours, on a reply that its command can't have:
+#: there is no Redis at the other end, or the connection is out of step.
+MISREAD = (TypeError, AttributeError, IndexError, ValueError)
+
+# What follows the news of a write that may have arrived.
+_DOUBT = " The write may have been applied all the same."
 
 
 def place_of(client: Any) -> str:
@@ -61,11 +68,13 @@ def translate(error: Exception, ask: Optional[Ask], client: Any) -> KVStoreError
     elif isinstance(error, (driver.ConnectionError, driver.TimeoutError, OSError)):
         message = f"{where} can't be reached: {text}. Is the server up, and the address right?"
         if ask is not None and ask.writes:
-            message += " The write may have been applied all the same."
+            message += _DOUBT
     elif isinstance(error, driver.ResponseError):
         message = f"{where} refused the command: {text}."
     else:
         message = f"{where} gave no answer that a Redis gives: {text}. Is it a Redis?"
+        if ask is not None and ask.writes:
+            message += _DOUBT
     ours = StoreUnavailableError(message)
     ours.__cause__ = error
     return ours

@@ -18,12 +18,12 @@ from typing import (
 )
 from urllib.parse import parse_qsl, urlsplit
 
-from ..exceptions import KeyNotFoundError, StoreClosedError
+from ..exceptions import KeyNotFoundError, KVStoreError, StoreClosedError
 from ..protocol import KVStoreProtocol
 from ..rules import MISSING, TTL, check_namespace, matcher
 from ..serializers import Codec
 from .conversation import Ask, Conversation
-from .errors import first_error, is_final, place_of, translate
+from .errors import MISREAD, first_error, is_final, place_of, translate
 from .layout import Layout
 
 if TYPE_CHECKING:
@@ -219,7 +219,12 @@ class RedisKVStore(KVStoreProtocol):
                 except Exception as error:  # redis-py's, hiredis's or the system's: all become ours
                     ask = talk.throw(translate(error, ask, self._client))
                 else:
-                    ask = talk.send(replies)
+                    try:
+                        ask = talk.send(replies)
+                    except MISREAD as error:
+                        if isinstance(error, KVStoreError):
+                            raise
+                        raise translate(error, ask, self._client) from error
         except StopIteration as done:
             return done.value
 
