@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, NamedTuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple
 
 import pytest
 import redis
@@ -325,6 +325,33 @@ def test_pop_loses_nothing_that_it_cannot_read(
             raw.config_set("maxmemory", "0")
         count("entries that can't be read, popped")
         assert raw.get("kv::key") == b"another version's"
+
+
+@pytest.mark.parametrize(("name", "arrive"), [("set", 1), ("delete", 1), ("clear", 2)])
+def test_a_batch_that_arrived_in_part(
+    direct: RedisKVStore, name: str, arrive: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server goes after the first step of an operation arrived, the error tells the doubt."""
+    many = {f"k{number}": number for number in range(501)}
+    direct.set_many(many)
+    asked: List[Any] = []
+    ask = direct._client.execute_command
+
+    def refused(*command: Any) -> Any:
+        asked.append(command)
+        if len(asked) > arrive:
+            raise redis.ConnectionError("refused") from ConnectionRefusedError(111)
+        return ask(*command)
+
+    monkeypatch.setattr(direct._client, "execute_command", refused)
+    with pytest.raises(StoreUnavailableError, match="may have been applied"):
+        if name == "set":
+            direct.set_many(many)
+        elif name == "delete":
+            direct.delete_many(many)
+        else:
+            direct.clear_namespace(None)
+    assert len(asked) > arrive
 
 
 @both

@@ -11,7 +11,7 @@ from ..aio import AsyncKVStore
 from ..exceptions import KVStoreError, StoreClosedError
 from ..rules import check_namespace, matcher
 from .conversation import Ask
-from .errors import MISREAD, first_error, is_final, translate
+from .errors import MISREAD, first_error, is_final, may_have_arrived, translate
 
 if TYPE_CHECKING:
     from .store import RedisKVStore
@@ -82,11 +82,13 @@ class RedisAsyncStore(AsyncKVStore):
                     ask = talk.throw(translate(error, ask, connected.client))
                 else:
                     try:
-                        ask = talk.send(replies)
+                        following = talk.send(replies)
                     except MISREAD as error:
                         if isinstance(error, KVStoreError):
                             raise
                         raise translate(error, ask, connected.client) from error
+                    following.said = ask.said or ask.writes
+                    ask = following
         except StopIteration as done:
             return done.value
 
@@ -98,6 +100,7 @@ class RedisAsyncStore(AsyncKVStore):
         except redis.ConnectionError as error:
             if not ask.harmless or isinstance(error, redis.TimeoutError) or is_final(error):
                 raise
+            ask.said |= ask.writes and may_have_arrived(error, client)
             return await self._ask_once(client, ask)
 
     @staticmethod

@@ -41,9 +41,11 @@ class Ask:
         harmless: Whether saying it twice is the same as saying it once.
         writes: Whether it changes anything: then a lost answer leaves a doubt.
         node: The node of a cluster to ask, where it matters.
+        said: Whether a write of this operation may have arrived before: then any failure of the
+            connection leaves a doubt.
     """
 
-    __slots__ = ("commands", "harmless", "node", "writes")
+    __slots__ = ("commands", "harmless", "node", "said", "writes")
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class Ask:
         self.harmless: bool = harmless
         self.writes: bool = writes
         self.node: Any = node
+        self.said: bool = False
 
 
 class Conversation:

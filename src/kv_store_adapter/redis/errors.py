@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any, List, Optional
 
 from ..exceptions import KVStoreError, StoreUnavailableError
 from .conversation import Ask, WrongTypeError
 
-__all__ = ["MISREAD", "first_error", "is_final", "place_of", "translate"]
+__all__ = [
+    "MISREAD",
+    "first_error",
+    "is_final",
+    "may_have_arrived",
+    "place_of",
+    "repeats",
+    "translate",
+]
 
-#: What a conversation raises, unless it is an error of ours, on a reply that its command can't have:
+#: What a conversation raises, but for errors of ours, on a reply that its command can't have:
 #: there is no Redis at the other end, or the connection is out of step.
 MISREAD = (TypeError, AttributeError, IndexError, ValueError)
 
@@ -43,6 +52,27 @@ def is_final(error: Exception) -> bool:
     return isinstance(error, (redis.AuthenticationError, redis.BusyLoadingError))
 
 
+def repeats(client: Any) -> bool:
+    """Whether a client says again by itself what had no answer; unless told, redis-py does."""
+    pool = getattr(client, "connection_pool", None)
+    if pool is None:
+        return True  # a cluster's client looks for the right node again and again
+    retry = getattr(pool, "connection_kwargs", {}).get("retry")
+    return getattr(retry, "_retries", 0) != 0
+
+
+def may_have_arrived(error: BaseException, client: Any) -> bool:
+    """Whether there was a connection that the command may have gone out on."""
+    if repeats(client):
+        return True  # refused in the end, but before that?
+    cause: Optional[BaseException] = error
+    while cause is not None:
+        if isinstance(cause, (ConnectionRefusedError, socket.gaierror)):
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return True
+
+
 def translate(error: Exception, ask: Optional[Ask], client: Any) -> KVStoreError:
     """The one seam: any error of the driver becomes ours, with the driver's as its cause."""
     from redis import exceptions as driver
@@ -67,7 +97,7 @@ def translate(error: Exception, ask: Optional[Ask], client: Any) -> KVStoreError
         message = f"{where} is a read-only replica. Connect to the primary."
     elif isinstance(error, (driver.ConnectionError, driver.TimeoutError, OSError)):
         message = f"{where} can't be reached: {text}. Is the server up, and the address right?"
-        if ask is not None and ask.writes:
+        if ask is not None and (ask.said or (ask.writes and may_have_arrived(error, client))):
             message += _DOUBT
     elif isinstance(error, driver.ResponseError):
         message = f"{where} refused the command: {text}."

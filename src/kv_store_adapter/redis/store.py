@@ -23,7 +23,7 @@ from ..protocol import KVStoreProtocol
 from ..rules import MISSING, TTL, check_namespace, matcher
 from ..serializers import Codec
 from .conversation import Ask, Conversation
-from .errors import MISREAD, first_error, is_final, place_of, translate
+from .errors import MISREAD, first_error, is_final, may_have_arrived, place_of, translate
 from .layout import Layout
 
 if TYPE_CHECKING:
@@ -220,11 +220,13 @@ class RedisKVStore(KVStoreProtocol):
                     ask = talk.throw(translate(error, ask, self._client))
                 else:
                     try:
-                        ask = talk.send(replies)
+                        following = talk.send(replies)
                     except MISREAD as error:
                         if isinstance(error, KVStoreError):
                             raise
                         raise translate(error, ask, self._client) from error
+                    following.said = ask.said or ask.writes
+                    ask = following
         except StopIteration as done:
             return done.value
 
@@ -238,6 +240,7 @@ class RedisKVStore(KVStoreProtocol):
             # where that is harmless; not after a time-out, which would double the wait.
             if not ask.harmless or isinstance(error, redis.TimeoutError) or is_final(error):
                 raise
+            ask.said |= ask.writes and may_have_arrived(error, self._client)
             return self._ask_once(ask)
 
     def _ask_once(self, ask: Ask) -> List[Any]:
