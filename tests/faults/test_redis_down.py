@@ -174,19 +174,7 @@ def test_tasks_that_queue_wait_once(server: BreakableServer, store: RedisKVStore
     assert took < 10 * PATIENCE
 
 
-@pytest.mark.parametrize(
-    "awaited",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True, reason="defect: redis.asyncio hands out connections that are closed"
-            ),
-        ),
-    ],
-    ids=["plain", "aio"],
-)
+@pytest.mark.parametrize("awaited", [False, True], ids=["plain", "aio"])
 def test_killed_and_started_again(
     server: BreakableServer, store: RedisKVStore, awaited: bool, rounds: Any, count: Any
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Generator, List, Optional, Tuple
@@ -53,6 +54,7 @@ class RedisAsyncStore(AsyncKVStore):
         settings: Dict[str, Any] = dict(store._settings or {})
         if "retry" in settings:
             settings["retry"] = _async_retry(settings["retry"])
+        _without_notifications(settings, driver.Redis)
         make: Any = driver.Redis if store._url is None else driver.Redis.from_url
         client = make(**settings) if store._url is None else make(store._url, **settings)
         # A closed loop can't close its connections any more; the garbage collector does.
@@ -150,6 +152,19 @@ class _Connected:
     def __init__(self, client: Any, most: int) -> None:
         self.client = client
         self.places = asyncio.Semaphore(most)
+
+
+def _without_notifications(settings: Dict[str, Any], kind: Any) -> None:
+    """Switch off what makes redis.asyncio hand out connections that the server has closed.
+
+    Maintenance notifications are Redis Enterprise's. redis-py has them on from 8.0, and the pool
+    then looks no more whether a connection is still up.
+    """
+    if "maint_notifications_config" in inspect.signature(kind).parameters:
+        from redis.maint_notifications import MaintNotificationsConfig
+
+        off = MaintNotificationsConfig(enabled=False)
+        settings.setdefault("maint_notifications_config", off)
 
 
 def _async_retry(retry: Any) -> Any:
