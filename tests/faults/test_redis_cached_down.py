@@ -153,9 +153,6 @@ def test_tasks_one_by_one_on_a_stopped_server(
     count("calls answered without a store", CALLS)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: awaited calls wait for a place, then once more for the server"
-)
 def test_tasks_at_once_on_a_stopped_server(
     server: BreakableServer, store: RedisKVStore, count: Any
 ) -> None:

@@ -5,14 +5,25 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+import time
 import weakref
-from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Generator, List, Optional, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    AsyncIterator,
+    Callable,
+    Dict,
+    Generator,
+    List,
+    Optional,
+    Tuple,
+)
 
 from ..aio import AsyncKVStore
 from ..exceptions import KVStoreError, StoreClosedError
 from ..rules import check_namespace, matcher
 from .conversation import Ask
-from .errors import MISREAD, first_error, is_final, may_have_arrived, translate
+from .errors import MISREAD, first_error, is_final, may_have_arrived, not_asked, translate
 
 if TYPE_CHECKING:
     from .store import RedisKVStore
@@ -78,8 +89,7 @@ class RedisAsyncStore(AsyncKVStore):
             ask = next(talk)
             while True:
                 try:
-                    async with connected.places:
-                        replies = await self._ask(connected.client, ask)
+                    replies = await connected.ask(self._ask, ask)
                 except Exception as error:  # redis-py's, hiredis's or the system's: all become ours
                     ask = talk.throw(translate(error, ask, connected.client))
                 else:
@@ -151,7 +161,28 @@ class _Connected:
 
     def __init__(self, client: Any, most: int) -> None:
         self.client = client
-        self.places = asyncio.Semaphore(most)
+        self._places = asyncio.Semaphore(most)
+        # When somebody was answered last, and when the server was last found silent.
+        self._answered = self._silent = 0.0
+
+    async def ask(self, ask_of: Callable[[Any, Ask], Any], ask: Ask) -> List[Any]:
+        """Ask when there is a place; who queued until the others' time was out has waited."""
+        import redis
+
+        came = time.monotonic()
+        async with self._places:
+            asked = time.monotonic()
+            if self._silent > max(came, self._answered):
+                raise not_asked(self.client)
+            try:
+                replies: List[Any] = await ask_of(self.client, ask)
+            except (redis.TimeoutError, asyncio.TimeoutError):
+                # One slow command among others that are answered is no silence.
+                if self._answered < asked:
+                    self._silent = time.monotonic()
+                raise
+            self._answered = time.monotonic()
+            return replies
 
 
 def _without_notifications(settings: Dict[str, Any], kind: Any) -> None:

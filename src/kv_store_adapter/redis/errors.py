@@ -13,6 +13,7 @@ __all__ = [
     "first_error",
     "is_final",
     "may_have_arrived",
+    "not_asked",
     "place_of",
     "repeats",
     "translate",
@@ -107,4 +108,16 @@ def translate(error: Exception, ask: Optional[Ask], client: Any) -> KVStoreError
             message += _DOUBT
     ours = StoreUnavailableError(message)
     ours.__cause__ = error
+    return ours
+
+
+def not_asked(client: Any) -> StoreUnavailableError:
+    """For a call that queued while those before it ran into their time-outs."""
+    import redis
+
+    ours = StoreUnavailableError(
+        f"Redis at {place_of(client)} can't be reached: nobody before this call had an answer, so "
+        "it was not sent. Is the server up, and the address right?"
+    )
+    ours.__cause__ = redis.TimeoutError("no answer to those before")
     return ours
