@@ -238,7 +238,6 @@ def test_a_garbled_answer_to_a_write(
     assert silent == []
 
 
-@pytest.mark.xfail(strict=True, reason="defect: redis-py's own retries repeat add, pop and delete")
 @pytest.mark.parametrize(
     ("name", "made"),
     [

@@ -23,7 +23,15 @@ from ..aio import AsyncKVStore
 from ..exceptions import KVStoreError, StoreClosedError
 from ..rules import check_namespace, matcher
 from .conversation import Ask
-from .errors import MISREAD, first_error, is_final, may_have_arrived, not_asked, translate
+from .errors import (
+    MISREAD,
+    first_error,
+    is_final,
+    may_have_arrived,
+    not_asked,
+    translate,
+    unrepeating,
+)
 
 if TYPE_CHECKING:
     from .store import RedisKVStore
@@ -95,6 +103,8 @@ class RedisAsyncStore(AsyncKVStore):
                 else:
                     try:
                         following = talk.send(replies)
+                    except StopIteration as done:
+                        return done.value
                     except MISREAD as error:
                         if isinstance(error, KVStoreError):
                             raise
@@ -116,7 +126,18 @@ class RedisAsyncStore(AsyncKVStore):
             return await self._ask_once(client, ask)
 
     @staticmethod
-    async def _ask_once(client: Any, ask: Ask) -> List[Any]:
+    async def _ask_no_more_than_once(client: Any, ask: Ask) -> List[Any]:
+        async with client.client() as alone:
+            connection = alone.connection
+            patient, connection.retry = connection.retry, unrepeating(connection.retry)
+            try:
+                return [await alone.execute_command(*command) for command in ask.commands]
+            finally:
+                connection.retry = patient
+
+    async def _ask_once(self, client: Any, ask: Ask) -> List[Any]:
+        if self._store._repeats and not ask.harmless:
+            return await self._ask_no_more_than_once(client, ask)
         if len(ask.commands) == 1:
             return [await client.execute_command(*ask.commands[0])]
         async with client.pipeline(transaction=False) as pipeline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import socket
 from typing import Any, List, Optional
 
@@ -17,6 +18,7 @@ __all__ = [
     "place_of",
     "repeats",
     "translate",
+    "unrepeating",
 ]
 
 #: What a conversation raises, but for errors of ours, on a reply that its command can't have:
@@ -60,6 +62,13 @@ def repeats(client: Any) -> bool:
         return True  # a cluster's client looks for the right node again and again
     retry = getattr(pool, "connection_kwargs", {}).get("retry")
     return getattr(retry, "_retries", 0) != 0
+
+
+def unrepeating(retry: Any) -> Any:
+    """The driver's own settings for repeating, whichever driver it is, but without repeating."""
+    once = copy.copy(retry)
+    once._retries = 0
+    return once
 
 
 def may_have_arrived(error: BaseException, client: Any) -> bool:

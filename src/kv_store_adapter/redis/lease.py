@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from ..leases import Lease
-from .errors import translate
+from .errors import repeats, translate
 
 __all__ = ["RedisLease"]
 
@@ -17,6 +18,7 @@ class RedisLease(Lease):
         self._client = client
         # thread_local=False: the keeper's thread renews what another thread acquired.
         self._lock = client.lock(name.decode("utf-8"), timeout=ttl_ms / 1000, thread_local=False)
+        self._token = uuid.uuid4().hex.encode()
         self.ttl_ms = ttl_ms
         self.group = id(client)
 
@@ -32,7 +34,16 @@ class RedisLease(Lease):
 
     def acquire(self, wait: float) -> bool:
         """Try once; the caller waits."""
-        return self._do(lambda: self._lock.acquire(blocking=False))
+        return self._do(self._acquire)
+
+    def _acquire(self) -> bool:
+        if self._lock.acquire(blocking=False, token=self._token):
+            return True
+        # A client that repeats by itself may have been refused by its own first attempt.
+        if not repeats(self._client) or self._client.get(self._lock.name) != self._token:
+            return False
+        self._lock.local.token = self._token
+        return True
 
     def renew(self) -> bool:
         """Hold on for another `ttl_ms`, unless somebody took over."""

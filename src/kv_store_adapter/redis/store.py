@@ -23,7 +23,16 @@ from ..protocol import KVStoreProtocol
 from ..rules import MISSING, TTL, check_namespace, matcher
 from ..serializers import Codec
 from .conversation import Ask, Conversation
-from .errors import MISREAD, first_error, is_final, may_have_arrived, place_of, translate
+from .errors import (
+    MISREAD,
+    first_error,
+    is_final,
+    may_have_arrived,
+    place_of,
+    repeats,
+    translate,
+    unrepeating,
+)
 from .layout import Layout
 
 if TYPE_CHECKING:
@@ -178,6 +187,8 @@ class RedisKVStore(KVStoreProtocol):
         self._settings = options
         self._client: Any = client
         refuse_decoding(client)
+        # A cluster's client repeats as well, but has no single connection to say something on once.
+        self._repeats = hasattr(client, "connection_pool") and repeats(client)
         self._closed = False
         self._talk = Conversation(self._layout, self._codec, self._nodes)
         self._aio: Any = None
@@ -221,6 +232,8 @@ class RedisKVStore(KVStoreProtocol):
                 else:
                     try:
                         following = talk.send(replies)
+                    except StopIteration as done:
+                        return done.value
                     except MISREAD as error:
                         if isinstance(error, KVStoreError):
                             raise
@@ -243,7 +256,19 @@ class RedisKVStore(KVStoreProtocol):
             ask.said |= ask.writes and may_have_arrived(error, self._client)
             return self._ask_once(ask)
 
+    def _ask_no_more_than_once(self, ask: Ask) -> List[Any]:
+        """What must not be said twice, to a client that would say it again by itself."""
+        with self._client.client() as alone:
+            connection = alone.connection
+            patient, connection.retry = connection.retry, unrepeating(connection.retry)
+            try:
+                return [alone.execute_command(*command) for command in ask.commands]
+            finally:
+                connection.retry = patient
+
     def _ask_once(self, ask: Ask) -> List[Any]:
+        if self._repeats and not ask.harmless:
+            return self._ask_no_more_than_once(ask)
         options = {} if ask.node is None else {"target_nodes": ask.node}
         if len(ask.commands) == 1:
             return [self._client.execute_command(*ask.commands[0], **options)]
