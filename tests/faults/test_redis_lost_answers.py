@@ -296,34 +296,35 @@ def test_a_lock_whose_answer_was_lost_ends(proxy: Proxy, direct: RedisKVStore, c
             pass
 
 
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        pytest.param(fault, marks=pytest.mark.xfail(strict=True, reason=f"defect: pop, {why}"))
-        for fault, why in (
-            ("cut", "cut off before it puts back what it can't read, loses it"),
-            ("full", "in a full server, can't put back what it can't read"),
-        )
-    ],
-)
-def test_pop_loses_nothing_that_it_cannot_read(
-    server: BreakableServer, proxy: Proxy, trouble: str, count: Any
+@both
+def test_pop_puts_back_what_it_cannot_read(
+    server: BreakableServer, proxy: Proxy, awaited: bool, count: Any
 ) -> None:
-    """What pop can't read stays where it is, whatever happens to the server or the connection."""
-    with redis.Redis(port=server.port) as raw, RedisKVStore(port=proxy.port) as store:
-        raw.set("kv::key", b"another version's")
-        store.exists("warm")
-        if trouble == "cut":
-            proxy.arm("NX", LOSE_REQUEST, 2)
-        else:
-            raw.config_set("maxmemory", "1")
-        try:
-            with pytest.raises((SerializationError, StoreUnavailableError)):
-                store.pop("key")
-        finally:
-            raw.config_set("maxmemory", "0")
-        count("entries that can't be read, popped")
-        assert raw.get("kv::key") == b"another version's"
+    """What pop can't read is back with its ttl where the server answers, the second time at the latest."""
+    with redis.Redis(port=server.port) as raw:
+        for fault in (None, LOSE_REQUEST, LOSE_ANSWER, HALF_ANSWER):
+            raw.set("kv::there", b"another version's", px=100_000)
+            with RedisKVStore(port=proxy.port, socket_timeout=20) as store:
+                arm = partial(proxy.arm, "NX", fault or "", 0 if fault is None else 1)
+                came = came_of(store, lambda s: s.pop("there"), arm, awaited=awaited)
+            assert type(came) is SerializationError, (fault, came)
+            assert raw.get("kv::there") == b"another version's"
+            assert 0 < raw.pttl("kv::there") <= 100_000
+            count("entries that can't be read, popped")
+
+
+@both
+def test_pop_that_can_not_put_back_says_so(
+    server: BreakableServer, proxy: Proxy, awaited: bool
+) -> None:
+    """Where the connection is cut again before what can't be read is back, the error is no silence."""
+    with redis.Redis(port=server.port) as raw:
+        raw.set("kv::there", b"another version's")
+    with RedisKVStore(port=proxy.port) as store:
+        arm = partial(proxy.arm, "NX", LOSE_REQUEST, 2)
+        came = came_of(store, lambda s: s.pop("there"), arm, awaited=awaited)
+    assert type(came) is StoreUnavailableError
+    assert "may have been applied" in str(came)
 
 
 @pytest.mark.parametrize(("name", "arrive"), [("set", 1), ("delete", 1), ("clear", 2)])

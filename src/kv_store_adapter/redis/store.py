@@ -344,7 +344,8 @@ class RedisKVStore(KVStoreProtocol):
     def pop(self, key: str, namespace: Optional[str] = None, *, default: Any = MISSING) -> Any:
         """Delete `key` and return its value; one GETDEL. Of many callers exactly one gets it.
 
-        A value that can't be read is put back with its ttl, which is a second round trip.
+        A value that can't be read is put back with its ttl, which is a second round trip. Should
+        the server refuse that or go away in between, the value is lost.
         """
         return self._speak(self._talk.pop(key, namespace, default=default))
 
