@@ -97,6 +97,10 @@ class ThreadLease(Lease):
                     del _thread_locks[self._place]
 
 
+# Seconds without any lease after which the thread that renews them ends.
+_IDLE = 5.0
+
+
 class _Keeper:
     """Renews the leases of one backend, from a thread that starts when it is first needed."""
 
@@ -129,7 +133,7 @@ class _Keeper:
                     heapq.heappop(self._due)
                 if not self._due:
                     # Idle threads are litter: the next lease starts another one.
-                    if not self._changed.wait(5.0) and not self._due:
+                    if not self._changed.wait(_IDLE) and not self._due:
                         self._running = False
                         # A store that comes back meanwhile makes another one: both do.
                         if _keepers.get(self._group) is self:

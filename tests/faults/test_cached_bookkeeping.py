@@ -84,7 +84,7 @@ def test_bookkeeping_per_key_empties_itself(
     options: Any, opener: Any, rounds: Any, seed: int, count: Any
 ) -> None:
     """Thousands of keys, from threads and tasks, with errors and refreshes, leave nothing per key behind."""
-    store, number = opener(), rounds(150, 2000)
+    store, number = opener(), rounds(60, 2000)
     chance = random.Random(seed)
 
     @cached(store, namespace="plain", lock_timeout=30, **options)
@@ -134,7 +134,7 @@ def test_bookkeeping_per_key_empties_itself(
 
     with store:
         # 4096 keys of recent calls are remembered, so that much may come before the plateau.
-        turn(0, rounds(150, 2000))
+        turn(0, rounds(60, 2000))
         warned, before = len(health._last_warned), used()
         for part in range(3):
             turn(100_000 * (part + 1), number // 3)
@@ -154,7 +154,7 @@ def test_bookkeeping_per_key_empties_itself(
 def test_functions_that_come_and_go(opener: Any, rounds: Any, count: Any) -> None:
     """Functions that are cached and dropped by the thousand, each in its own namespace, are forgotten."""
     with opener() as store:
-        for index in range(rounds(200, 1500)):
+        for index in range(rounds(80, 1500)):
             f = cached(store, namespace=f"session {index}")(lambda x: x)
             if index % 10 == 0:
                 assert f(1) == f(1) == 1
@@ -170,7 +170,7 @@ def test_functions_that_come_and_go(opener: Any, rounds: Any, count: Any) -> Non
 def test_namespaces_of_functions_that_come_and_go(rounds: Any) -> None:
     """A memory store drops the table of a namespace that is empty once the functions that read it are gone."""
     store = MemoryKVStore()
-    for index in range(rounds(200, 1500)):
+    for index in range(rounds(80, 1500)):
         f = cached(store, namespace=f"session {index}")(lambda x: x)
         assert f(1) == f(1) == 1
         f.cache_clear()

@@ -130,7 +130,7 @@ def test_a_store_that_fails_at_random(
 ) -> None:
     """Whatever a store raises, in whatever step, before or after its effect: every answer is right."""
     store = kind(seed)
-    number = rounds(300, 1500)
+    number = rounds(150, 1500)
 
     @cached(store, lock_timeout=30, **options)
     def f(key: int) -> str:
@@ -200,7 +200,7 @@ def test_batches_on_a_store_that_fails_at_random(
 ) -> None:
     """cached_many answers for every id, whatever its store raises."""
     store = Shaky(seed)
-    number = rounds(300, 1500)
+    number = rounds(150, 1500)
 
     @cached_many(store)
     def load(ids: List[int]) -> Any:

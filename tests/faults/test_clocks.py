@@ -84,7 +84,7 @@ def test_random_operations_while_the_clock_jumps(
     """Whatever the clock does nothing raises, and what is there is what its ttl by the clock says."""
     chance = random.Random(seed)
     hands, checked = Clock(clock, chance), Checked(local, chance)
-    number = rounds(2000, 30_000)
+    number = rounds(1000, 30_000)
     for _ in range(number):
         move = chance.random()
         if move < 0.3:
@@ -136,7 +136,7 @@ def test_cached_results_while_the_clock_jumps(
     functions.append((of(60, None, jitter=0.5), 60))
     functions.append((of(60, None, early=1.0), 60))
     functions.append((of(60, None, lock="store"), 60))
-    calls = rounds(600, 8000)
+    calls = rounds(300, 8000)
     for _ in range(calls):
         before = time.time()
         if chance.random() < 0.05:

@@ -68,7 +68,7 @@ def test_memory_of_a_million_operations(maxsize: Any, rounds: Any, seed: int, co
     chance, store, part = (
         random.Random(seed),
         MemoryKVStore(maxsize=maxsize),
-        rounds(5000, 100_000),
+        rounds(2500, 100_000),
     )
     sizes: List[int] = []
     with time_machine.travel(START, tick=False) as clock:
@@ -121,7 +121,7 @@ def test_a_server_of_a_long_run(redis_server: Any, rounds: Any, seed: int, count
     """Keys that are used once and expire leave nothing on the server, nor connections."""
     import redis
 
-    chance, part = random.Random(seed), rounds(1000, 6000)
+    chance, part = random.Random(seed), rounds(500, 6000)
     with RedisKVStore(port=redis_server.port, socket_timeout=20) as store:
         raw = redis.Redis(port=redis_server.port)
         for turn in range(4):
@@ -168,8 +168,8 @@ def test_threads_that_come_and_go(opener: Any, rounds: Any, count: Any) -> None:
 
         some(30)
         before = used(), descriptors(), threads()
-        some(rounds(100, 600))
-        count("short-lived threads", rounds(100, 600))
+        some(rounds(50, 600))
+        count("short-lived threads", rounds(50, 600))
         assert used() < before[0] + 100_000
         assert descriptors() <= before[1] + 10
         assert threads() <= before[2] + 1
@@ -194,7 +194,7 @@ def test_opening_and_closing(opener: Any, rounds: Any, count: Any) -> None:
     for _ in range(10):
         cycle()
     before = used(), descriptors(), threads()
-    for _ in range(rounds(60, 300)):
+    for _ in range(rounds(30, 300)):
         cycle()
         count("stores opened and closed")
     gc.collect()
@@ -206,9 +206,10 @@ def test_opening_and_closing(opener: Any, rounds: Any, count: Any) -> None:
 
 
 def test_locks_of_stores_that_come_and_go(
-    tmp_path: Path, redis_server: Any, rounds: Any, count: Any
+    tmp_path: Path, redis_server: Any, rounds: Any, count: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stores that are locked and closed leave neither a thread each nor a trace of themselves."""
+    monkeypatch.setattr(leases, "_IDLE", 0.2)
     before, kept = threading.active_count(), len(leases._keepers)
     for _ in range(rounds(30, 200)):
         for store in (DiskKVStore(tmp_path / "store"), RedisKVStore(port=redis_server.port)):
@@ -267,7 +268,7 @@ def test_thousands_of_namespaces_and_few_descriptors(
     where = (
         str(tmp_path / "store") if kind == "disk" else request.getfixturevalue("redis_server").url
     )
-    number = rounds(600, 3000)
+    number = rounds(300, 3000)
     child = subprocess.run(
         [sys.executable, "-c", FEW_DESCRIPTORS, where, str(number)],
         capture_output=True,

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.server
 
 # Seconds that the store waits for an answer. A hundred calls that wait each would take half a
 # minute; what is allowed is a tenth of that, because the machine may be busy.
-PATIENCE = 0.3
+PATIENCE = 0.2
 CALLS = 100
 AT_MOST = 4.0
 

@@ -125,7 +125,7 @@ def test_random_answers(seed: int, rounds: Any, count: Any) -> None:
         inside = b"".join(piece(depth + 1) for _ in range(number * (2 if kind == ord("%") else 1)))
         return head + b"%d\r\n" % number + inside
 
-    for _ in range(rounds(30, 150)):
+    for _ in range(rounds(12, 150)):
         answer = piece(0)
         if answer.startswith(b"*2\r\n"):
             continue  # it might be a page with another one to follow, for ever

@@ -190,7 +190,7 @@ def test_eviction_is_absence(
     used = raw.info("memory")["used_memory"]
     raw.config_set("maxmemory-policy", policy)
     raw.config_set("maxmemory", used + 2_000_000)
-    number = rounds(3000, 20_000)
+    number = rounds(1500, 20_000)
     for each in range(number):
         store.set(f"k{each}", (each, "x" * 1000), "n", 1000)
     assert store.exists(f"k{number - 1}", "n") or policy != "allkeys-lru"
@@ -226,7 +226,7 @@ def test_foreign_bytes(
     for serializer in (None, JSONSerializer()):
         with RedisKVStore(port=server.port, socket_timeout=20, serializer=serializer) as store:
             store.set("sound", [1], "n")
-            for _ in range(rounds(30, 200)):
+            for _ in range(rounds(15, 200)):
                 data = bytes(chance.randrange(256) for _ in range(chance.randrange(12)))
                 raw.set("kv:n:key", data)
                 try:
@@ -320,7 +320,7 @@ def test_foreign_keys_among_ours(
         start = store._layout._start
         foreign = {start, *(start + name for name in ours), *(b"x" + name for name in ours)}
         foreign |= {name.upper() for name in ours} | {b" " + name for name in ours}
-        while len(foreign) < rounds(300, 3000):
+        while len(foreign) < rounds(150, 3000):
             foreign.add("".join(chance.choice(parts) for _ in range(chance.randint(1, 6))).encode())
         # What starts with the prefix and a colon would be ours, if chance has made it so.
         foreign = {name for name in foreign if not name.startswith(start + b":")}
@@ -379,7 +379,7 @@ def test_flushed_by_another(
     threads = [threading.Thread(target=work, args=(me,)) for me in range(4)]
     for thread in threads:
         thread.start()
-    for _ in range(rounds(100, 2000)):
+    for _ in range(rounds(50, 2000)):
         before, deadline = done[0], time.monotonic() + 30
         while done[0] <= before and not wrong and time.monotonic() < deadline:
             time.sleep(0.0005)

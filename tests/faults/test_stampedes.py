@@ -62,7 +62,7 @@ def test_processes_and_threads_compute_each_key_once(
     where: str, tmp_path: Path, rounds: Any, seed: int, count: Any
 ) -> None:
     """Threads of several processes that ask for hundreds of cold keys compute each of them once."""
-    keys, output, go = rounds(60, 500), tmp_path / "said", tmp_path / "go"
+    keys, output, go = rounds(30, 500), tmp_path / "said", tmp_path / "go"
     children = [
         start(
             "stampede",
@@ -102,7 +102,7 @@ def test_holders_killed_and_stopped_at_random(
 
     ready(2)
     wait_for(lambda: said(tmp_path / "spared"))
-    until = time.monotonic() + rounds(4, 30)
+    until = time.monotonic() + rounds(1.5, 30)
     while time.monotonic() < until:
         time.sleep(chance.uniform(0.02, 0.25))
         index = chance.randrange(2)
@@ -119,7 +119,7 @@ def test_holders_killed_and_stopped_at_random(
             ready(next(born))
     assert [end(child) for child in (*others, spared)] == [0, 0, 0]
     calls = [line for line in said(tmp_path / "spared") if "key" in line]
-    assert len(calls) > rounds(30, 300)
+    assert len(calls) > rounds(5, 300)
     assert all(line["right"] for line in [*calls, *said(output)] if "key" in line)
     assert max(line["seconds"] for line in calls) < BOUND
     count("calls beside killed and stopped processes", len(calls))
@@ -205,7 +205,7 @@ def test_call_graphs_in_several_processes(
     """Cached functions that call each other at random, in circles, in threads of processes, never hang."""
     output = tmp_path / "said"
     children = [
-        start("graph", where, output, options={}, seed=seed + n, pairs=rounds(150, 1500))
+        start("graph", where, output, options={}, seed=seed + n, pairs=rounds(60, 1500))
         for n in range(3)
     ]
     assert [child.wait(170) for child in children] == [0, 0, 0]
@@ -230,7 +230,7 @@ def test_call_graphs_in_threads(
     """The same in the threads of one process, on every store, with and without the store's lock."""
     calls: List[int] = []
     functions = cached_child.call_graph(place, {"lock": lock, "lock_timeout": 90}, calls)
-    pairs = rounds(100, 1000)
+    pairs = rounds(50, 1000)
 
     def work(me: int) -> None:
         for _ in range(pairs):
@@ -256,7 +256,7 @@ def test_bodies_that_raise_at_random(
 ) -> None:
     """A body's exception is that call's: never another key's, never kept; an exit is nobody else's."""
     chance = random.Random(seed)
-    number = rounds(150, 1500)
+    number = rounds(60, 1500)
     mine = threading.local()
 
     @cached(place, lock="store")
