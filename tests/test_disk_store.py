@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any, Iterator, List
 
@@ -26,6 +27,7 @@ from kv_store_adapter import (
     DiskKVStore,
     JSONSerializer,
     KVStoreError,
+    PickleSerializer,
     SerializationError,
     StoreClosedError,
     StoreFormatError,
@@ -592,6 +594,39 @@ def test_a_damaged_file_is_told_and_left(store: DiskKVStore, damaged: Path, dama
     store.set("key", "again", "n")
     assert store.get("key", "n") == "again"
     assert store.delete("key", "n") is True
+
+
+@pytest.mark.parametrize("on_the_object", [False, True])
+def test_who_reads_in_a_way_of_its_own_reads_large_values_so(
+    path: Path, on_the_object: bool
+) -> None:
+    """A serializer's own loads() reads large values, too: it may be there to refuse."""
+
+    def refuse(data: bytes) -> Any:
+        raise ValueError("not this one")
+
+    class Careful(PickleSerializer):
+        loads = PickleSerializer.loads if on_the_object else staticmethod(refuse)
+
+    serializer = Careful()
+    if on_the_object:
+        serializer.loads = refuse  # type: ignore[method-assign]  # what some do
+    with DiskKVStore(path, serializer=serializer) as store:
+        store.set("large", LARGE)
+        with pytest.raises(SerializationError, match="not this one"):
+            store.get("large")
+
+
+def test_reading_a_large_value_takes_little_more_memory_than_it(store: DiskKVStore) -> None:
+    """A large pickled value is read without its bytes beside it."""
+    large = os.urandom(8 << 20)
+    store.set("key", large)
+    tracemalloc.start()
+    try:
+        assert store.get("key") == large
+        assert tracemalloc.get_traced_memory()[1] < 9 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_verify_notices_a_single_bit(path: Path) -> None:

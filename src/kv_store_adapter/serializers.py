@@ -15,7 +15,19 @@ import io
 import json
 import pickle
 import zlib
-from typing import TYPE_CHECKING, AbstractSet, Any, ClassVar, Dict, Iterable, List, Optional, Union
+from typing import (
+    IO,
+    TYPE_CHECKING,
+    AbstractSet,
+    Any,
+    Callable,
+    ClassVar,
+    Dict,
+    Iterable,
+    List,
+    Optional,
+    Union,
+)
 
 from .exceptions import SerializationError, where
 
@@ -452,6 +464,13 @@ class Codec:
                     f"{method}()."
                 )
         self.name: str = name_of(self.serializer)
+        # Whoever has a loads() of its own has it for a reason, perhaps to refuse.
+        plain = type(self.serializer) is PickleSerializer and not (
+            {"loads", "loads_at"} & vars(self.serializer).keys()
+        )
+        #: Reads a value from an open file as `decode` does from bytes, but for its errors;
+        #: ``None`` where the serializer wants bytes.
+        self.load: Optional[Callable[[IO[bytes]], Any]] = pickle.load if plain else None
 
     def encode(self, value: Any, key: str, namespace: Optional[str]) -> bytes:
         """The bytes of `value`, or `SerializationError`."""
@@ -466,6 +485,8 @@ class Codec:
     def decode(self, data: bytes, key: str, namespace: Optional[str]) -> Any:
         """The value of `data`, or `SerializationError`."""
         try:
+            if self.load is not None:
+                return pickle.loads(data)  # without two frames: this is the path of most reads
             return _loads_at(self.serializer, data, key, namespace)
         except Exception as error:  # so may the class that is being read
             raise SerializationError(

@@ -111,8 +111,7 @@ def machine() -> Dict[str, str]:
             versions.append(f"{name} (not installed)")
     return {
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
-        "System": f"{platform.system()}, {platform.machine()}, "
-        f"{os.cpu_count()} cores",
+        "System": f"{platform.system()}, {platform.machine()}, {os.cpu_count()} cores",
         "Load": _load(),
         "SQLite": sqlite3.sqlite_version,
         "Packages": ", ".join(versions),

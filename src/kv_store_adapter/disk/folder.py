@@ -9,7 +9,7 @@ import re
 import secrets
 import stat
 import time
-from typing import IO, Any, Iterator, Optional, Tuple
+from typing import IO, Any, Callable, Iterator, Optional, Tuple
 
 from ..exceptions import SerializationError, StoreFormatError, StoreUnavailableError, where
 
@@ -289,8 +289,26 @@ class Folder:
             ) from error
         self._sync_folder(os.path.dirname(path))
 
-    def read_file(self, file: str, size: int, key: str, namespace: Optional[str]) -> bytes:
+    def read_file(
+        self,
+        file: str,
+        size: int,
+        key: str,
+        namespace: Optional[str],
+        load: Optional[Callable[[IO[bytes]], Any]] = None,
+    ) -> Tuple[Any, bool]:
         """Read a value file back.
+
+        Args:
+            file: What the index calls it.
+            size: How many bytes the value has.
+            key: For messages.
+            namespace: For messages.
+            load: What makes a value of a stream, as ``pickle.load``. Then the bytes are never in
+                memory beside the value: a second buffer of a megabyte costs more than reading it.
+
+        Returns:
+            The value and ``True``; or the bytes and ``False``, without `load` or where it fails.
 
         Raises:
             FileNotFoundError: It is gone: replaced or deleted since the index was read, or lost.
@@ -302,9 +320,16 @@ class Folder:
             with open(
                 os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_WAIT | _BINARY), "rb", 0
             ) as stream:
-                if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                about = os.fstat(stream.fileno())
+                if not stat.S_ISREG(about.st_mode):
                     raise OSError(errno.EINVAL, "it is not a plain file")
                 head = stream.read(_HEADER)
+                right = _MAGIC + bytes.fromhex(os.path.basename(file)[:32])
+                if load is not None and head == right and about.st_size == _HEADER + size:
+                    try:
+                        return load(stream), True
+                    except Exception:  # what is wrong comes out when the bytes are decoded
+                        stream.seek(_HEADER)
                 data = stream.readall()  # unbuffered: a FileIO
         except FileNotFoundError:
             raise
@@ -315,11 +340,11 @@ class Folder:
                     key, namespace, path, f"it is not the file that was written: {error.strerror}"
                 ) from error
             raise StoreUnavailableError(f"{path} could not be read: {error.strerror}.") from error
-        if head != _MAGIC + bytes.fromhex(os.path.basename(file)[:32]):
+        if head != right:
             raise damaged(key, namespace, path, "it is not the file that was written")
         if len(data) != size:
             raise damaged(key, namespace, path, f"it has {len(data)} bytes of {size}")
-        return bytes(data)
+        return data, False
 
     def remove_file(self, file: str) -> bool:
         """Remove a value file; ``True`` when it is gone."""

@@ -129,7 +129,7 @@ def _check_entries(database: Database, folder: Folder) -> Iterator[Tuple[Damage,
                 problem = None
                 data = value
                 if file is not None:
-                    data = folder.read_file(file, size, key, namespace)
+                    data, _ = folder.read_file(file, size, key, namespace)
                 if type(data) is not bytes or len(data) != size:
                     problem = "its size is not what was written"
                 elif digest is not None and digest != zlib.crc32(

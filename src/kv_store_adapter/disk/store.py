@@ -146,6 +146,8 @@ class DiskKVStore(KVStoreProtocol):
         }
         codec = Codec(serializer)
         self._encode, self._decode = codec.encode, codec.decode
+        # A checksum is taken of bytes.
+        self._from_file = None if verify else codec.load
         self._serializer_name = codec.name
         self._verify = verify
         self._size_limit = size_limit
@@ -206,6 +208,15 @@ class DiskKVStore(KVStoreProtocol):
         row = self._database.fetch_one(_GET, (namespace or "", key))
         if row is None:
             return MISSING
+        value, expires, size, file, _digest = row
+        if (
+            file is None
+            and not self._verify
+            and type(value) is bytes
+            and len(value) == size
+            and (expires is None or (type(expires) is int and expires > time.time() * 1000))
+        ):
+            return self._decode(value, key, namespace)  # the usual hit
         return self._load(row, key, namespace)
 
     def _load(self, row: Tuple[Any, ...], key: str, namespace: Optional[str]) -> Any:
@@ -222,7 +233,9 @@ class DiskKVStore(KVStoreProtocol):
                     raise damaged(key, namespace, "the index", "its size is not what was written")
                 break
             try:
-                value = self._folder.read_file(file, size, key, namespace)
+                value, loaded = self._folder.read_file(file, size, key, namespace, self._from_file)
+                if loaded:
+                    return value
                 break
             except FileNotFoundError:
                 # Replaced or deleted since the index was read: the index knows what holds now.
