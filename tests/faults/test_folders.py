@@ -19,7 +19,7 @@ import time_machine
 from described import LARGE, SMALL, counter_of, described
 
 from kv_store_adapter import DiskKVStore, KVStoreError, StoreUnavailableError
-from kv_store_adapter.disk.folder import DATABASE, RESERVE
+from kv_store_adapter.disk.folder import DATABASE, RESERVE, SPARE
 
 # A pipe that is waited for is waited for for ever: then these tests would not end.
 pytestmark = [
@@ -278,7 +278,10 @@ def test_strangers_inside_are_left_alone(path: Path, outside: Path, kind: str, c
     ("name", "kind"),
     [
         (name, kind)
-        for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal", RESERVE)
+        for name in (
+            *(DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal"),
+            *(RESERVE, SPARE),
+        )
         for kind in KINDS
         if kind != "a file"
     ],

@@ -199,21 +199,6 @@ def test_another_process_can_free_space(disk: Disk, count: Any) -> None:
         assert store.keys() == store.keys("n") == []
 
 
-@pytest.mark.parametrize(
-    "disk",
-    [
-        *("4 MB", "2 MB"),
-        pytest.param(
-            "30 inodes",
-            marks=pytest.mark.xfail(
-                strict=True,
-                raises=StoreUnavailableError,
-                reason="limit: SQLite's -wal and -shm need two inodes, the reserve gives back one",
-            ),
-        ),
-    ],
-    indirect=True,
-)
 def test_a_process_that_starts_on_a_full_disk_can_free_space(disk: Disk) -> None:
     """A store that nobody had open can be opened on a full disk, read, and emptied."""
     with DiskKVStore(disk.path / "store") as store:

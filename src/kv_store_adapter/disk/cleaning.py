@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sqlite3
 import time
 from typing import Any, Callable, Optional, Sequence, Tuple, TypeVar
 
 from ..exceptions import StoreClosedError, StoreUnavailableError
 from .database import Database, is_full
-from .folder import RESERVE, Folder
+from .folder import Folder
 from .space import Reserve
 
 __all__ = ["Cleaner"]
@@ -36,7 +35,7 @@ class Cleaner:
         self._database = database
         self._folder = folder
         self._size_limit = size_limit
-        self._reserve = Reserve(os.path.join(folder.path, RESERVE), database)
+        self._reserve = Reserve(folder.path, database)
         self._writes = 0
         self._written = 0
 

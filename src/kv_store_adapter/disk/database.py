@@ -13,7 +13,7 @@ from typing import Any, Callable, Deque, List, Optional, Sequence, Tuple, TypeVa
 
 from .. import forking
 from ..exceptions import StoreClosedError, StoreUnavailableError
-from .folder import RESERVE
+from .folder import RESERVE, SPARE
 
 __all__ = ["Database", "is_busy", "is_full"]
 
@@ -261,7 +261,8 @@ class Database(forking.Forkable):
                 try:
                     self._prepare(connection)
                 except sqlite3.OperationalError as error:
-                    if is_full(error) and not made_room:
+                    # "unable to open" is what SQLite says where inodes are used up.
+                    if not made_room and (is_full(error) or "unable to open" in str(error)):
                         made_room = True
                         self._make_room()
                         continue
@@ -281,8 +282,9 @@ class Database(forking.Forkable):
 
     def _make_room(self) -> None:
         # The files that SQLite needs besides the database find no room: the reserve's is theirs.
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(os.path.dirname(self.path), RESERVE))
+        for name in (RESERVE, SPARE):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(os.path.dirname(self.path), name))
 
     def _give(self, connection: sqlite3.Connection) -> None:
         if connection.in_transaction:

@@ -13,12 +13,16 @@ from typing import IO, Any, Callable, Iterator, Optional, Tuple
 
 from ..exceptions import SerializationError, StoreFormatError, StoreUnavailableError, where
 
-__all__ = ["DATABASE", "RESERVE", "Folder", "damaged", "is_folder"]
+__all__ = ["DATABASE", "RESERVE", "SPARE", "Folder", "damaged", "is_folder"]
 
 #: The database's file name inside the root.
 DATABASE = "kv-store.sqlite3"
 #: The file of nothing that is kept for a full disk.
 RESERVE = "kv-store.reserve"
+
+#: An empty file beside it: where inodes are used up, SQLite needs two for its files besides the
+#: database.
+SPARE = "kv-store.spare"
 _NAMESPACES = "namespaces"
 _ABOUT = "namespace.json"
 
@@ -26,7 +30,7 @@ _ABOUT = "namespace.json"
 _FOLDER_NAME = re.compile(r"[a-z0-9_-]{0,40}-[0-9a-f]{16}")
 _VALUE_NAME = re.compile(r"[0-9a-f]{32}\.value")
 _OURS = re.compile(
-    rf"{re.escape(DATABASE)}(-wal|-shm|-journal)?|{RESERVE}|{_NAMESPACES}|damaged-.*|lost\+found|\.gitignore"
+    rf"{re.escape(DATABASE)}(-wal|-shm|-journal)?|{RESERVE}|{SPARE}|{_NAMESPACES}|damaged-.*|lost\+found|\.gitignore"
 )
 
 # A value file opens with this and its own token: a truncated or swapped file is always noticed.

@@ -12,6 +12,7 @@ import sqlite3
 import stat
 
 from .database import Database
+from .folder import RESERVE, SPARE
 
 __all__ = ["Reserve", "checkpoint_pages", "most_pages"]
 
@@ -50,14 +51,18 @@ def most_pages() -> int:
 class Reserve:
     """The space kept back in the folder of one store."""
 
-    def __init__(self, path: str, database: Database) -> None:
-        self._path = path
+    def __init__(self, folder: str, database: Database) -> None:
+        self._path = os.path.join(folder, RESERVE)
+        self._spare = os.path.join(folder, SPARE)
         self._database = database
 
     def keep(self, share: int = 4) -> None:
         """Keep space back, unless that is done: at most one `share`-th of what is free."""
         if not hasattr(os, "posix_fallocate"):
             return
+        if not os.path.lexists(self._spare):
+            with contextlib.suppress(OSError):
+                os.close(os.open(self._spare, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
             about = os.lstat(self._path)
         except OSError:
@@ -94,5 +99,6 @@ class Reserve:
         self._database.read(checkpoint)
 
     def _let_go(self) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(self._path)
+        for path in (self._path, self._spare):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
