@@ -242,7 +242,7 @@ class Conversation:
 
     def get_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> Talk:
         wanted, namespace = check_keys(keys), check_namespace(namespace)
-        names = [self._layout.name(key, namespace) for key in wanted]
+        names = self._layout.names(wanted, namespace)
         values: List[Any] = []
         if self._one_server:
             for start in range(0, len(names), _BATCH):
@@ -268,7 +268,7 @@ class Conversation:
         values: List[Any] = []
         for start in range(0, len(keys), _BATCH):
             batch = keys[start : start + _BATCH]
-            names = [self._layout.name(key, namespace) for key in batch]
+            names = self._layout.names(batch, namespace)
             try:
                 values += yield Ask(*(("GET", name) for name in names))
             except WrongTypeError as error:
@@ -284,10 +284,8 @@ class Conversation:
         items = {check_key(key): value for key, value in dict(mapping).items()}
         namespace, milliseconds = check_namespace(namespace), check_ttl(ttl)
         # All are serialised before the first is sent.
-        pairs = [
-            (self._layout.name(key, namespace), self._encode(value, key, namespace))
-            for key, value in items.items()
-        ]
+        encoded = [self._encode(value, key, namespace) for key, value in items.items()]
+        pairs = list(zip(self._layout.names(items, namespace), encoded))
         for start in range(0, len(pairs), _BATCH):
             batch = pairs[start : start + _BATCH]
             if milliseconds is None and self._one_server:
@@ -297,9 +295,7 @@ class Conversation:
 
     def delete_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> Talk:
         namespace = check_namespace(namespace)
-        return (
-            yield from self._unlink([self._layout.name(k, namespace) for k in check_keys(keys)])
-        )
+        return (yield from self._unlink(self._layout.names(check_keys(keys), namespace)))
 
     def _unlink(self, names: Sequence[bytes]) -> Talk:
         gone = 0

@@ -12,7 +12,7 @@ empty::
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Callable, Optional, Tuple
+from typing import Callable, Iterable, List, Optional, Tuple
 
 __all__ = ["Layout"]
 
@@ -42,6 +42,11 @@ class Layout:
     def name(self, key: str, namespace: Optional[str]) -> bytes:
         """The Redis key of an entry."""
         return self.start(namespace) + key.encode("utf-8")
+
+    def names(self, keys: Iterable[str], namespace: Optional[str]) -> List[bytes]:
+        """The Redis keys of several entries."""
+        start = self.start(namespace)
+        return [start + key.encode("utf-8") for key in keys]
 
     def lock(self, key: str, namespace: Optional[str]) -> bytes:
         """The Redis key of a lock."""
