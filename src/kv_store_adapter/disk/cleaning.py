@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 # Every so many writes of this process it deletes some of what has expired: several for each write,
 # so that cleaning outruns writing, and few enough that no write is held up.
-_EVERY, _AT_ONCE = 32, 200
+_EVERY, _AT_ONCE = 16, 100
 
 # How many rows of a cleared namespace one transaction deletes: a few milliseconds' worth.
 _CLEARED_AT_ONCE = 500
