@@ -41,12 +41,11 @@ class Table(Dict[str, Any]):
     in last: it takes keys with a ttl of `pace` seconds and a deadline from `since` to before
     `until`, up to `room` keys in all, so that the usual case needs no arithmetic.
 
-    `salt` tells equal keys of different namespaces apart. `bound` says that a reader holds on to
-    this very table.
+    `salt` tells equal keys of different namespaces apart.
     """
 
     __slots__ = (
-        *("bound", "chunks", "fresh", "fresh_number", "name", "noted"),
+        *("__weakref__", "chunks", "fresh", "fresh_number", "name", "noted"),
         *("open", "pace", "room", "salt", "since", "until"),
     )
 
@@ -54,7 +53,6 @@ class Table(Dict[str, Any]):
         super().__init__()
         self.name: Optional[str] = name
         self.salt: int = hash(name)
-        self.bound: bool = False
         self.forget()
 
     def forget(self) -> None:

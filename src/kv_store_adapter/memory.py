@@ -17,6 +17,7 @@ from typing import (
     Sequence,
     Tuple,
 )
+from weakref import WeakValueDictionary
 
 from . import forking
 from .eviction import CHUNK, DEADLINE, S3FIFO, SLOT, VALUE
@@ -94,6 +95,8 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
                 raise ValueError(f"maxsize is at least 1, or None for no limit, not {maxsize}.")
         self._lock = threading.RLock()
         self._tables: Dict[Optional[str], Table] = {}
+        # Empty ones that a reader holds on to: it has to see what will be stored.
+        self._awaited: WeakValueDictionary[Optional[str], Table] = WeakValueDictionary()
         self._policy = None if maxsize is None else S3FIFO(maxsize)
         self._codec = None if serializer is None else Codec(serializer)
         self._plain = self._policy is None and self._codec is None
@@ -240,13 +243,17 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         return self._bind(check_namespace(namespace)).get
 
     def _bind(self, namespace: Optional[str]) -> Table:
-        """The table of a namespace; from now on it is emptied, never replaced."""
+        """The table of a namespace: for as long as somebody holds it, it is that of all writes."""
         with self._lock:
             table = self._tables.get(namespace)
             if table is None:
-                table = self._tables[namespace] = Table(namespace)
-            table.bound = True
+                table = self._awaited[namespace] = self._empty(namespace)
             return table
+
+    def _empty(self, namespace: Optional[str]) -> Table:
+        """A table without an entry: the one that readers hold on to, if there is one."""
+        table = self._awaited.get(namespace)
+        return Table(namespace) if table is None else table
 
     # ------------------------------------------------------------------ changing, under the lock
 
@@ -390,9 +397,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
                 for entry in gone:
                     self._policy.forget(entry[SLOT])
             table.clear()
-            self._expiry.forget(table)
-            if not table.bound:
-                del self._tables[namespace]
+            self._emptied(table)
         # The values die here, outside the lock: their __del__ may do anything.
         return sum(entry[DEADLINE] is None or entry[DEADLINE] > now for entry in gone)
 
@@ -433,7 +438,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         table = self._tables.get(namespace)
         if table is None:
             check_key(key)
-            table = self._tables[namespace] = Table(namespace)
+            table = self._tables[namespace] = self._empty(namespace)
         old: Any = table.get(key)
         if old is None and (len(key) > 1000 or not key.isascii()):
             check_key(key)  # what is there was checked when it came
@@ -473,11 +478,11 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             self._emptied(table)
 
     def _emptied(self, table: Table) -> None:
-        """The last entry went: nothing of the table is kept, or as little as its readers need."""
+        """The last entry went: the table goes, too, unless a reader holds on to it."""
         if table.chunks:
             self._expiry.forget(table)
-        if not table.bound:
-            del self._tables[table.name]
+        del self._tables[table.name]
+        self._awaited[table.name] = table
 
     def _sweep(self, now: float) -> None:
         """Drop a few entries that have expired, and note anew those that were given more time."""

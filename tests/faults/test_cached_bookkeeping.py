@@ -166,7 +166,6 @@ def test_functions_that_come_and_go(opener: Any, rounds: Any, count: Any) -> Non
         assert len(flights._boards) < 50
 
 
-@pytest.mark.xfail(strict=True, reason="defect: a table that was read once is never dropped")
 def test_namespaces_of_functions_that_come_and_go(rounds: Any) -> None:
     """A memory store drops the table of a namespace that is empty once the functions that read it are gone."""
     store = MemoryKVStore()
