@@ -10,6 +10,8 @@ import pytest
 import time_machine
 
 from kv_store_adapter import MemoryKVStore
+from kv_store_adapter.eviction import S3FIFO
+from kv_store_adapter.expiry import Table
 from kv_store_adapter.testing.samples import at_once
 
 
@@ -91,6 +93,74 @@ def test_what_comes_back_is_kept() -> None:
     store.set("back", 2)
     store.set_many({f"more{number}": 1 for number in range(200)})
     assert store.get("back") == 2
+
+
+def _returned(small: int, main: int, *, from_main: bool = False, maxsize: int = 100) -> float:
+    """The small queue's share after one came back, with so many more remembered by each queue."""
+    policy, table = S3FIFO(maxsize), Table(None)
+    back = policy._left_main if from_main else policy._left_small
+    back[hash("back") ^ table.salt] = None
+    policy._left_small.update((-1 - number, None) for number in range(small))
+    policy._left_main.update((-1001 - number, None) for number in range(main))
+    policy.admit("back", table)
+    assert "back" in policy._main.values()
+    assert hash("back") ^ table.salt not in back
+    return policy._share
+
+
+def test_the_queue_that_lost_one_too_early_gets_longer() -> None:
+    """Who comes back lengthens the queue it left: by one, or more where that is the rarer thing."""
+    assert _returned(0, 0) == 11
+    assert _returned(0, 0, from_main=True) == 9
+    assert _returned(5, 0) == 11
+    assert _returned(0, 5, from_main=True) == 9
+    assert _returned(1, 6) == 13
+    assert _returned(6, 1, from_main=True) == 7
+
+
+def test_each_queue_keeps_a_part() -> None:
+    """The small queue has from a hundredth to nine tenths of the room, and one entry at least."""
+    assert _returned(0, 500) == 90
+    assert _returned(500, 0, from_main=True) == 1
+    assert _returned(0, 50_000, maxsize=1000) == 900
+    assert _returned(50_000, 0, from_main=True, maxsize=1000) == 10
+    assert _returned(0, 500, maxsize=1) == 1
+    assert _returned(0, 0, maxsize=2, from_main=True) == 1
+
+
+def test_what_left_is_remembered_for_a_while() -> None:
+    """Each queue remembers half as many of those that left as the store holds, and one at least."""
+    for maxsize, remembered in ((1, 1), (2, 1), (10, 5), (11, 5)):
+        policy, table = S3FIFO(maxsize), Table(None)
+        for number in range(maxsize * 4):
+            policy.admit(f"k{number}", table)
+        assert len(policy._left_small) == remembered
+        assert hash(f"k{maxsize * 3 - 1}") ^ table.salt in policy._left_small
+
+
+def test_a_slot_is_used_again() -> None:
+    """Slots of what left or was deleted are given out anew, unmarked, so their number stays small."""
+    policy, table = S3FIFO(10), Table(None)
+    for number in range(100):
+        slot, _, _ = policy.admit(f"k{number}", table)
+        assert policy.used[slot] is False
+        assert policy._tables[slot] is table
+        policy.used[slot] = True
+        if number % 3 == 0:
+            policy.forget(slot)
+            assert policy._tables[slot] is None
+    assert len(policy.used) == len(policy._tables) <= 10
+
+
+def test_equal_keys_of_two_namespaces_are_not_taken_for_one() -> None:
+    """That a key left one namespace says nothing about the same key in another one."""
+    store = MemoryKVStore(maxsize=20)
+    store.set("key", 1, "a")
+    store.set_many({f"scan{number}": 1 for number in range(20)})
+    assert not store.exists("key", "a")
+    store.set("key", 2, "b")
+    store.set_many({f"more{number}": 1 for number in range(200)})
+    assert not store.exists("key", "b")
 
 
 def test_looking_is_no_use() -> None:
