@@ -163,6 +163,27 @@ def test_equal_keys_of_two_namespaces_are_not_taken_for_one() -> None:
     assert not store.exists("key", "b")
 
 
+def test_a_small_queue_at_its_share_gives_first() -> None:
+    """While the small queue has its share or more, who leaves is one of it that was not used."""
+    policy, table = S3FIFO(10), Table(None)
+    slots = [policy.admit(f"k{number}", table)[0] for number in range(10)]
+    for slot in slots[:9]:
+        policy.used[slot] = True
+    assert policy.admit("new", table) == (slots[9], table, "k9")
+
+
+def test_hits_through_a_reader_count() -> None:
+    """What is read through a reader or in a batch is in use, and survives a scan."""
+    for read_all in (False, True):
+        store = MemoryKVStore(maxsize=20)
+        read = store.reader("n")
+        store.set("used", 1, "n")
+        for number in range(200):
+            assert store.get_many(["used"], "n") if read_all else read("used")
+            store.set(f"scan{number}", 1, "n")
+        assert store.exists("used", "n")
+
+
 def test_looking_is_no_use() -> None:
     """exists() and keys() don't count as a use: what was only looked at leaves."""
     store = MemoryKVStore(maxsize=10)

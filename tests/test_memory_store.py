@@ -10,12 +10,21 @@ import sys
 import threading
 import time
 import weakref
+from enum import Enum
 from typing import Any, List
 
 import pytest
 import time_machine
 
-from kv_store_adapter import JSONSerializer, MemoryKVStore, SerializationError
+from kv_store_adapter import (
+    InvalidKeyError,
+    JSONSerializer,
+    MemoryKVStore,
+    SerializationError,
+    SignedSerializer,
+    StoreClosedError,
+)
+from kv_store_adapter.expiry import Expiry, Table
 from kv_store_adapter.rules import MISSING
 
 START = 1_800_000_000.0
@@ -77,6 +86,129 @@ def test_keys_come_in_the_order_of_insertion() -> None:
     for key in ("b", "a", "c", "b"):
         store.set(key, 1)
     assert store.keys() == ["b", "a", "c"] == list(store.iter_keys())
+
+
+class Colour(str, Enum):
+    """Text whose hash is that of another text."""
+
+    RED = "red"
+
+
+def test_a_serializer_is_told_whose_value_it_is() -> None:
+    """What a signing serializer wrote by any operation is read by any other, of its key alone."""
+    store = MemoryKVStore(serializer=SignedSerializer(b"secret " * 5))
+    for namespace in (None, "n"):
+        store.set("set", 1, namespace)
+        store.set_many({"many": 2}, namespace)
+        assert store.add("added", 3, namespace)
+        read = store.reader(namespace)
+        assert [store.get(key, namespace) for key in ("set", "many", "added")] == [1, 2, 3]
+        assert [read(key) for key in ("set", "many", "added")] == [1, 2, 3]
+        assert store.get_many(["set", "many"], namespace) == {"set": 1, "many": 2}
+        assert store.touch("set", namespace, 60)
+        assert [store.pop(key, namespace) for key in ("set", "many", "added")] == [1, 2, 3]
+
+
+def test_a_default_is_for_what_could_be_stored() -> None:
+    """get(default=) refuses what can't be a key, whether its namespace holds entries or not."""
+    store = MemoryKVStore()
+    store.set("key", 1)
+    for namespace in (None, "empty"):
+        for key in ("\ud800", "x" * 70_000, "\u00e9" * 40_000):
+            with pytest.raises(InvalidKeyError):
+                store.get(key, namespace, default=0)
+        for key in ("absent", "\u00e9", "x" * 60_000):
+            assert store.get(key, namespace, default=0) == 0
+        with pytest.raises(TypeError):
+            store.get(1, namespace, default=0)  # type: ignore[arg-type]  # the mistake
+
+
+def test_a_key_of_a_subclass_of_str_is_its_text_everywhere() -> None:
+    """A member of a str enum finds what its text stored, by every way of looking."""
+    for store in (MemoryKVStore(), MemoryKVStore(maxsize=5), MemoryKVStore(serializer=pickle)):
+        read, find = store.reader(), store.finder()
+        assert read(Colour.RED) is MISSING
+        store.set(Colour.RED, 1)
+        assert store.keys() == ["red"]
+        assert type(store.keys()[0]) is str
+        assert store.get(Colour.RED) == store.get("red") == read(Colour.RED) == 1
+        assert store.get(Colour.RED, default=2) == 1
+        assert find("red") is not None
+        assert store.delete(Colour.RED)
+        assert not store.delete(Colour.RED)
+
+
+def test_expired_from_the_very_instant() -> None:
+    """At the instant of its deadline an entry is absent, for every way of looking and counting."""
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore()
+        read = store.reader("n")
+        for key in ("key", "dead"):
+            store.set(key, 1, "n", 1)
+        clock.shift(1)
+        assert store.get("key", "n", default=None) is None
+        assert read("key") is MISSING
+        assert store.get_many(["key"], "n") == {}
+        assert not store.exists("key", "n")
+        assert store.keys("n") == store.list_namespaces() == []
+        assert store.delete("dead", "n") is False
+        assert store.clear_namespace("n") == 0
+
+
+def test_ttl_is_to_the_millisecond() -> None:
+    """ttl() is rounded to a millisecond, and never to zero while the entry lives."""
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore()
+        store.set("key", 1, ttl=30)
+        clock.shift(0.0004)
+        assert store.ttl("key") == 30
+        clock.shift(0.0012)
+        assert store.ttl("key") == 29.998
+        clock.shift(29.9982)
+        assert store.ttl("key") == 0.001
+
+
+@pytest.mark.parametrize("options", [{}, {"maxsize": 10}, {"serializer": pickle}])
+def test_a_finder_finds_what_a_reader_reads(options: Any) -> None:
+    """finder() gives the value and its deadline, None where it was compared, and None if absent."""
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore(**options)
+        find, default = store.finder("n"), store.finder()
+        assert find("key") is None
+        store.set("key", 1, "n", 10)
+        store.set("lasting", 2, "n")
+        found = find("key")
+        assert found is not None
+        assert found[0] == 1
+        assert found[1] == (None if options else START + 10)
+        lasting = find("lasting")
+        assert lasting is not None
+        assert (lasting[0], lasting[1]) == (2, None)
+        assert default("key") is None
+        clock.shift(20)
+        late = find("key")
+        assert late is None or (late[1] is not None and late[1] <= START + 20)
+        with pytest.raises(InvalidKeyError):
+            store.finder("")
+
+
+def test_repr_says_how_much_fits() -> None:
+    """repr() names the class and its maxsize, where it has one; a closed store's too."""
+    store = MemoryKVStore(maxsize=10)
+    assert repr(store) == "MemoryKVStore(maxsize=10)"
+    assert repr(MemoryKVStore()) == "MemoryKVStore()"
+    store.close()
+    assert repr(store) == "MemoryKVStore(maxsize=10)"
+
+
+def test_a_closed_store_says_what_it_was() -> None:
+    """The error of a closed store names the class, and a second close() is fine."""
+    store = MemoryKVStore(maxsize=10)
+    store.set("key", 1)
+    store.close()
+    store.close()
+    with pytest.raises(StoreClosedError, match="MemoryKVStore is closed"):
+        store.get("key")
 
 
 def test_it_lives_in_one_process() -> None:
@@ -162,6 +294,47 @@ def test_bookkeeping_does_not_grow(maxsize: Any) -> None:
         assert _chunks(store) < 300
         assert len(store._expiry._due) < 700
         assert store._expiry._alive == _chunks(store)
+
+
+@pytest.mark.parametrize("left", [0.02, 1.023, 7, 60, 3600, 86_400])
+def test_keys_are_noted_by_stretches_of_an_eighth_of_their_time(left: float) -> None:
+    """A note's stretch of time is at most an eighth of the time left, and more than a sixteenth."""
+    milliseconds = round(left * 1000)
+    for anew in (False, True):
+        expiry, table = Expiry(), Table("n")
+        deadline = START + left
+        if anew:
+            number = expiry.note_anew(table, "key", deadline, START)
+        else:
+            number = expiry.note(table, "key", deadline, left)
+        ((due, _, _),) = expiry._due
+        stretch, keys = table.chunks[number]
+        width = 2 ** (stretch & 63)
+        assert (keys, table.noted) == (["key"], 1)
+        assert milliseconds / 16 < width <= milliseconds / 8
+        assert deadline - 0.002 <= due <= deadline + width / 1000
+        assert expiry.next == due
+
+
+@pytest.mark.parametrize("maxsize", [None, 1000])
+def test_notes_are_counted(maxsize: Any) -> None:
+    """Each namespace knows how many keys are noted, whatever was stored, given time and swept."""
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore(maxsize=maxsize)
+        for number in range(3000):
+            key = f"k{number % 400}"
+            store.set(key, number, f"n{number % 3}", (2, 5, 30, None)[number % 4])
+            if number % 5 == 0:
+                store.touch(key, f"n{number % 3}", 20)
+            if number % 7 == 0:
+                store.delete(f"k{number % 300}", f"n{number % 3}")
+            clock.shift(0.02)
+            if number % 100 == 0:
+                for table in store._tables.values():
+                    assert table.noted == sum(len(keys) for _, keys in table.chunks.values())
+                assert store._expiry._alive == _chunks(store)
+                due = store._expiry._due
+                assert store._expiry.next == (due[0][0] if due else float("inf"))
 
 
 def test_clearing_forgets_the_bookkeeping() -> None:
