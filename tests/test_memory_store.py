@@ -337,6 +337,75 @@ def test_notes_are_counted(maxsize: Any) -> None:
                 assert store._expiry.next == (due[0][0] if due else float("inf"))
 
 
+def test_tidying_keeps_the_notes_of_what_lives() -> None:
+    """Among thousands that were deleted before their time, the few that live are freed in theirs."""
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore()
+        store.set("lasting", 1, "n")
+        for number in range(20):
+            store.set(f"live{number}", 1, "n", (1000, 500)[number % 2])
+        for number in range(5000):
+            store.set(f"dead{number}", 1, "n", (1000, 500)[number // 700 % 2])
+            store.delete(f"dead{number}", "n")
+        assert _noted(store) == store._tables["n"].noted < 400
+        assert _chunks(store) == store._expiry._alive < 10
+        clock.shift(3000)
+        for _ in range(400):
+            store.set("other", 1, "elsewhere")
+        assert _entries(store) == 2
+        assert _noted(store) == _chunks(store) == 0
+
+
+def test_tidying_is_done_bit_by_bit() -> None:
+    """However many notes are dead, one write looks at a few thousand of them, no more."""
+    store = MemoryKVStore()
+    with time_machine.travel(START, tick=False):
+        store.set_many(dict.fromkeys((f"k{number}" for number in range(40_000)), 1), "n", 1000)
+        for number in range(39_900):
+            store.delete(f"k{number}", "n")
+        before, writes = _noted(store), 0
+        assert before == 40_000
+        while _noted(store) > 1000:
+            writes += 1
+            store.set(f"more{writes}", 1, "n", 100 + writes % 2 * 100)
+            now = _noted(store)
+            assert before - now <= 4 * 1024
+            before = now
+        assert 10 <= writes <= 60
+
+
+def test_nothing_is_swept_before_its_time() -> None:
+    """Before a deadline there is nothing due; after its stretch of time exactly those are."""
+    expiry, table = Expiry(), Table("n")
+    for key, ttl in (("soon", 10.0), ("later", 100.0)):
+        table[key] = (key, START + ttl, expiry.note(table, key, START + ttl, ttl))
+    assert list(expiry.due(START + 9)) == []
+    assert [key for _, key, _ in expiry.due(START + 12)] == ["soon"]
+    del table["soon"]
+    assert list(expiry.due(START + 99)) == []
+    assert [key for _, key, _ in expiry.due(START + 120)] == ["later"]
+    del table["later"]
+    assert list(expiry.due(START + 500)) == []
+    assert (table.chunks, table.open, table.noted, expiry._due) == ({}, {}, 0, [])
+
+
+def test_after_the_clock_went_back_what_is_stored_is_freed() -> None:
+    """A stretch of time that comes again takes keys again, and they leave memory unread."""
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore()
+        store.set("lasting", 1, "n")
+        store.set("first", 1, "n", 10)
+        clock.shift(60)
+        store.set("other", 1)
+        assert _entries(store) == 2
+        clock.shift(-60)
+        store.set("again", 1, "n", 10)
+        assert _noted(store) == 1
+        clock.shift(60)
+        store.set("other", 2)
+        assert _entries(store) == 2
+
+
 def test_clearing_forgets_the_bookkeeping() -> None:
     """Namespaces that are filled with a long ttl and cleared, over and over, leave nothing."""
     store = MemoryKVStore()
