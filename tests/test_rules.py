@@ -107,6 +107,93 @@ def test_a_bad_ttl_says_what_to_do(ttl: Any) -> None:
         check_ttl(ttl)
 
 
+def test_a_ttl_ends_with_a_hundred_years() -> None:
+    """A hundred years to the millisecond are allowed in every type, one more is not."""
+    years = 3_155_760_000
+    for most in (years, float(years), timedelta(seconds=years)):
+        assert check_ttl(most) == LONGEST_TTL_MS == years * 1000
+    for more in (years + 1, years + 0.001, timedelta(seconds=years, milliseconds=1), 1e300):
+        with pytest.raises(InvalidTTLError, match="at most 100 years"):
+            check_ttl(more)
+
+
+def test_a_ttl_of_a_subclass_of_int_is_its_number() -> None:
+    """An int enum's member counts by its value, however large."""
+
+    class Lives(enum.IntEnum):
+        SHORT = 5
+        ENDLESS = 10**400
+
+    assert check_ttl(Lives.SHORT) == 5000
+    with pytest.raises(InvalidTTLError):
+        check_ttl(Lives.ENDLESS)
+
+
+@pytest.mark.parametrize("ttl", ["1", b"1", [1], {}, 1j, object()])
+def test_no_ttl_but_a_number_or_a_timedelta(ttl: Any) -> None:
+    """Anything else is a TypeError that names its type."""
+    with pytest.raises(TypeError, match=f"None for no expiry, not {type(ttl).__name__}"):
+        check_ttl(ttl)
+
+
+def test_a_lone_surrogate_is_found() -> None:
+    """The error says where it is, for keys and for namespaces."""
+    with pytest.raises(InvalidKeyError, match="key .* lone surrogate at position 2"):
+        check_key("ab\ud800c")
+    with pytest.raises(InvalidKeyError, match="namespace .* lone surrogate at position 0"):
+        check_namespace("\udfff")
+
+
+def test_a_namespace_is_not_empty() -> None:
+    """The empty name is refused, also inside of another; the empty key is fine."""
+    assert check_key("") == ""
+    for name in ("", type("Text", (str,), {})("")):
+        with pytest.raises(InvalidKeyError, match="empty"):
+            check_namespace(name)
+        with pytest.raises(InvalidKeyError, match="empty"):
+            join_namespaces("a", name)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "prefix"),
+    [
+        *(("", ""), ("*", ""), ("abc", "abc"), ("a*b", "a"), ("ab?", "ab"), ("a[b]", "a")),
+        *(
+            ("a]b!", "a]b!"),
+            ("é*", "é"),
+            ("a\ud800b", "a"),
+            ("a\udfff*", "a"),
+            ("a\ue000b", "a\ue000b"),
+        ),
+    ],
+)
+def test_a_prefix_ends_where_the_pattern_begins(pattern: str, prefix: str) -> None:
+    """The literal prefix is all the text before the first special character."""
+    assert literal_prefix(pattern) == prefix
+    assert literal_prefix(type("Text", (str,), {"__str__": lambda _: "no"})(pattern)) == prefix
+
+
+def test_only_stars_need_no_matching() -> None:
+    """A pattern of stars alone matches everything; the empty one matches the empty key alone."""
+    assert matcher("*") is None
+    assert matcher("***") is None
+    empty = matcher("")
+    assert empty is not None
+    assert empty("")
+    assert not empty("a")
+    red = matcher(Colour.RED)
+    assert red is not None
+    assert red("red")
+    assert not red("Colour.RED")
+
+
+@pytest.mark.parametrize("pattern", [None, 1, b"*", ["*"]])
+def test_no_pattern_but_text(pattern: Any) -> None:
+    """What is not a str is a TypeError that names its type."""
+    with pytest.raises(TypeError, match=f"not {type(pattern).__name__}"):
+        matcher(pattern)
+
+
 @given(texts.filter(bool), texts.filter(bool))
 def test_joined_names_are_one_string(outer: str, inner: str) -> None:
     """A namespace in a namespace is joined by a colon; the default one adds nothing."""
