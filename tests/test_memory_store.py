@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import random
 import subprocess
 import sys
 import threading
@@ -389,21 +390,80 @@ def test_nothing_is_swept_before_its_time() -> None:
     assert (table.chunks, table.open, table.noted, expiry._due) == ({}, {}, 0, [])
 
 
-def test_after_the_clock_went_back_what_is_stored_is_freed() -> None:
+@pytest.mark.parametrize("ttl", [1, 10])
+def test_after_the_clock_went_back_what_is_stored_is_freed(ttl: int) -> None:
     """A stretch of time that comes again takes keys again, and they leave memory unread."""
     with time_machine.travel(START, tick=False) as clock:
         store = MemoryKVStore()
         store.set("lasting", 1, "n")
-        store.set("first", 1, "n", 10)
+        store.set("first", 1, "n", ttl)
         clock.shift(60)
         store.set("other", 1)
         assert _entries(store) == 2
         clock.shift(-60)
-        store.set("again", 1, "n", 10)
+        store.set("again", 1, "n", ttl)
         assert _noted(store) == 1
         clock.shift(60)
         store.set("other", 2)
         assert _entries(store) == 2
+
+
+def _note(expiry: Expiry, table: Table, key: str, deadline: float, ttl: float) -> None:
+    """Note a key as a store does, and see that its chunk is the right one."""
+    number = expiry.note(table, key, deadline, ttl)
+    table[key] = (key, deadline, number)
+    stretch, keys = table.chunks[number]
+    start, level = stretch >> 6, stretch & 63
+    assert keys[-1] == key
+    assert level == max(0, int(ttl * 1000).bit_length() - 4)
+    assert start == int(deadline * 1000) >> level
+    assert ((start + 1 << level) / 1000, number, table) in expiry._due
+    assert expiry.next == min(expiry._due)[0]
+
+
+def test_a_chunk_holds_the_deadlines_of_one_stretch_of_time() -> None:
+    """Every key is noted in the one chunk of its stretch of time, to the edge of it."""
+    expiry, table = Expiry(), Table("n")
+    # Eighths of seconds, which are exact: some of them are the first instant of a stretch.
+    for number in range(4200):
+        _note(expiry, table, f"k{number}", START + number / 8, 60.0)
+    stretches = [stretch for stretch, _ in table.chunks.values()]
+    assert len(stretches) == len(set(stretches)) == len(expiry._due)
+    assert table.noted == sum(len(keys) for _, keys in table.chunks.values()) == 4200
+
+
+def test_a_chunk_is_for_one_kind_of_ttl() -> None:
+    """Keys with ttls of many lengths, in any order, are noted as finely as each of them needs."""
+    expiry, table, dice = Expiry(), Table("n"), random.Random(5)
+    for number in range(3000):
+        ttl = dice.choice([0.001, 0.5, 1.0, 30.0, 3600.0, 86_400.0])
+        _note(expiry, table, f"k{number}", START + dice.choice([0, 0, 1, 5000]) + ttl, ttl)
+    assert table.noted == sum(len(keys) for _, keys in table.chunks.values())
+
+
+def test_chunks_are_neither_too_large_nor_too_many() -> None:
+    """Keys of one deadline are noted a thousand a chunk: so many are tidied at a time, no more."""
+    expiry, table = Expiry(), Table("n")
+    for number in range(8000):
+        _note(expiry, table, f"k{number}", START + 60, 60.0)
+    sizes = [len(keys) for _, keys in table.chunks.values()]
+    assert sizes == [1024] * 7 + [8000 - 7 * 1024]
+
+
+def test_what_is_left_after_much_was_cleared_is_freed() -> None:
+    """Letting go of what is due for cleared namespaces forgets no other namespace."""
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore()
+        store.set("kept", 1, "kept", 50)
+        store.set("later", 1, "later", 5000)
+        for number in range(500):
+            store.set("key", 1, f"n{number}", 86_400)
+            store.clear_namespace(f"n{number}")
+        assert len(store._expiry._due) < 80
+        assert store._expiry.next == min(store._expiry._due)[0]
+        clock.shift(100)
+        store.set("other", 1)
+        assert set(store._tables) == {"later", None}
 
 
 def test_clearing_forgets_the_bookkeeping() -> None:
