@@ -466,6 +466,38 @@ def test_what_is_left_after_much_was_cleared_is_freed() -> None:
         assert set(store._tables) == {"later", None}
 
 
+@pytest.mark.parametrize("maxsize", [None, 10_000])
+def test_what_is_set_is_noted_for_its_time(maxsize: Any) -> None:
+    """set() notes a key for its own deadline, whatever was stored just before it."""
+    dice = random.Random(6)
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore(maxsize=maxsize)
+        for number in range(3000):
+            key, ttl = f"k{number}", dice.choice([0.5, 1, 30, 30, 30, 3600, 86_400])
+            store.set(key, number, "n", ttl)
+            _, deadline, chunk = store._tables["n"][key][:3]
+            stretch, keys = store._tables["n"].chunks[chunk]
+            assert (deadline, keys[-1]) == (time.time() + ttl, key)
+            assert stretch & 63 == int(ttl * 1000).bit_length() - 4
+            assert stretch >> 6 == int(deadline * 1000) >> (stretch & 63)
+            clock.shift(dice.choice([0, 0, 0.125, 1]))
+
+
+@pytest.mark.parametrize("maxsize", [None, 100])
+def test_an_entry_given_less_time_is_freed_in_it(maxsize: Any) -> None:
+    """What was stored for long, and again or touched for a short time, is freed after that."""
+    with time_machine.travel(START, tick=False) as clock:
+        store = MemoryKVStore(maxsize=maxsize)
+        for key in ("set", "batch", "touched", "long"):
+            store.set(key, 1, "n", 100_000)
+        store.set("set", 2, "n", 10)
+        store.set_many({"batch": 2}, "n", 10)
+        store.touch("touched", "n", 10)
+        clock.shift(20)
+        store.set("other", 1)
+        assert list(store._tables["n"]) == ["long"]
+
+
 def test_clearing_forgets_the_bookkeeping() -> None:
     """Namespaces that are filled with a long ttl and cleared, over and over, leave nothing."""
     store = MemoryKVStore()
