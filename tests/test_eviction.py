@@ -184,6 +184,19 @@ def test_hits_through_a_reader_count() -> None:
         assert store.exists("used", "n")
 
 
+def test_storing_again_counts_as_a_use() -> None:
+    """What is stored over and over, or given time, survives a scan as what is read does."""
+    store = MemoryKVStore(maxsize=20)
+    for key in ("set", "touched"):
+        store.set(key, 0)
+    for number in range(200):
+        store.set("set", number)
+        store.touch("touched")
+        store.set(f"scan{number}", 1)
+    assert store.exists("set")
+    assert store.exists("touched")
+
+
 def test_looking_is_no_use() -> None:
     """exists() and keys() don't count as a use: what was only looked at leaves."""
     store = MemoryKVStore(maxsize=10)
@@ -253,5 +266,5 @@ def test_no_size_below_one(maxsize: int) -> None:
 @pytest.mark.parametrize("maxsize", [True, 1.5, "10"])
 def test_no_size_but_a_number(maxsize: object) -> None:
     """maxsize is an int."""
-    with pytest.raises(TypeError, match="maxsize"):
+    with pytest.raises(TypeError, match=f"maxsize .* not {type(maxsize).__name__}"):
         MemoryKVStore(maxsize=maxsize)  # type: ignore[arg-type]  # the mistake
