@@ -14,6 +14,7 @@ from kv_store_adapter import (
     InvalidKeyError,
     InvalidTTLError,
     KeyNotFoundError,
+    LockTimeoutError,
     MemoryKVStore,
     NamespaceView,
     StoreClosedError,
@@ -161,3 +162,84 @@ def test_a_closed_view_gives_no_more_views() -> None:
     view.close()
     with pytest.raises(StoreClosedError):
         view.namespace("b")
+
+
+def test_every_operation_gives_the_view_its_ttl_or_none(store: MemoryKVStore) -> None:
+    """set, add, set_many and touch have the view's ttl, their own, or with NO_EXPIRY none."""
+    view = store.namespace("a", ttl=100)
+    for namespace, full in ((None, "a"), ("b", "a:b")):
+        for given, expected in ((None, 100), (5, 5), (NO_EXPIRY, None)):
+            view.set("set", 1, namespace, ttl=given)
+            view.delete("added", namespace)
+            assert view.add("added", 1, namespace, ttl=given)
+            view.set_many({"many": 1}, namespace, ttl=given)
+            store.set("touched", 1, full)
+            assert view.touch("touched", namespace, ttl=given)
+            for key in ("set", "added", "many", "touched"):
+                left = view.ttl(key, namespace)
+                assert left == store.ttl(key, full) == (expected and pytest.approx(expected, abs=2))
+
+
+def test_every_operation_takes_a_namespace_inside_the_view(store: MemoryKVStore) -> None:
+    """With namespace= each operation means the one inside the view, and that alone."""
+    view = store.namespace("a")
+    for name in ("a", "b", None):
+        store.set_many({"key": 0, "other": 0}, name)
+    view.set_many({"key": 1, "other": 2, "third": 3}, "b")
+    assert store.get_many(["key", "other"], "a:b") == {"key": 1, "other": 2}
+    assert view.get_many(["key", "absent"], "b") == {"key": 1}
+    assert view.get("key", "b", default=5) == 1
+    assert view.get("absent", "b", default=5) == 5
+    assert sorted(view.iter_keys("b", "*r*")) == sorted(view.keys("b", "*r*")) == ["other", "third"]
+    assert sorted(view.iter_keys()) == ["key", "other"]
+    assert (view.reader("b")("key"), view.reader()("key")) == (1, 0)
+    found, own = view.finder("b")("key"), view.finder()("key")
+    assert found is not None
+    assert own is not None
+    assert (found[0], own[0]) == (1, 0)
+    assert view.pop("third", "b") == 3
+    assert view.pop("third", "b", default=4) == 4
+    with pytest.raises(KeyNotFoundError):
+        view.pop("third", "b")
+    assert view.add("key", 9, "b") is False
+    assert view.exists("key", "b")
+    assert view.delete("key", "b")
+    assert view.delete_many(["key", "other"], "b") == 1
+    assert view.touch("key", "b") is False
+    view.set("key", 1, "b")
+    assert view.clear_namespace("b") == 1
+    assert store.get_many(["key", "other"], "a") == {"key": 0, "other": 0}
+
+
+def test_a_lock_is_that_of_the_store_below(store: MemoryKVStore) -> None:
+    """A view's lock keeps out who locks the same key of the full namespace, and nobody else."""
+    view = store.namespace("a")
+    for namespace, full in ((None, "a"), ("b", "a:b")):
+        with view.lock("key", namespace):
+            with pytest.raises(LockTimeoutError, match=full):
+                store.lock("key", full, timeout=0).__enter__()
+            for free in (("other", full), ("key", "b"), ("key", None)):
+                with store.lock(*free, timeout=0):
+                    pass
+
+
+def test_a_view_waits_as_its_store_does(store: MemoryKVStore) -> None:
+    """waits is that of the store below, so that coroutines know where to run."""
+
+    class Slow(MemoryKVStore):
+        waits = True
+
+    assert store.namespace("a").waits is False
+    assert Slow().namespace("a").namespace("b").waits is True
+
+
+def test_a_nested_view_clears_itself_alone(store: MemoryKVStore) -> None:
+    """clear_on_exit is not handed down: a view inside of one clears only if it was told to."""
+    outer = store.namespace("a", clear_on_exit=True)
+    with outer.namespace("b") as inner:
+        inner.set("key", 1)
+    assert store.exists("key", "a:b")
+    with outer.namespace("b", clear_on_exit=True):
+        store.set("key", 1, "a")
+    assert not store.exists("key", "a:b")
+    assert store.exists("key", "a")

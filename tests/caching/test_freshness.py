@@ -257,3 +257,78 @@ def test_envelopes_and_plain_results_never_mix(local: KVStoreProtocol) -> None:
     for _ in range(2):
         assert cached(local, ttl=60)(f)(1) == [1]
         assert cached(local, ttl=60, stale=60)(f)(1) == [1]
+
+
+def test_freshness_ends_at_the_instant(clock: time_machine.Coordinates) -> None:
+    """A result is fresh to before its ttl ends, stale to before stale= ends, then too old."""
+    freshness = Freshness(10, 0.0, 60, 0.0)
+    envelope = Envelope("value", NOW + 10.0, 2.0, {})
+    seen = []
+    for seconds in (9.875, 0.125, 59.875, 0.125):
+        clock.shift(seconds)
+        seen.append(freshness.judge(envelope))
+    assert seen == ["fresh", "stale", "stale", None]
+    assert freshness.judge(Envelope("value", None, 2.0, {})) == "fresh"
+
+
+def test_lifetimes_are_ttl_and_stale_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store keeps a result for ttl and stale; what ttl= says is None is kept for ever."""
+
+    def lives(ttl: Any, jitter: float = 0.0, stale: Any = None) -> Any:
+        return Freshness(ttl, jitter, stale, 0.0).lifetimes("result", lambda f: f(1, b=2))
+
+    assert lives(None) == (None, None)
+    assert lives(10) == lives(timedelta(seconds=10)) == lives(lambda r, a, b: 10) == (10, 10)
+    assert lives(10, 0.0, timedelta(minutes=1)) == (10, 70)
+    assert lives(lambda r, a, b: None, 0.5, 60) == (None, None)
+    assert lives(lambda r, a, b: len(r) + a + b, 0.0, 1) == (9, 10)
+    monkeypatch.setattr("kv_store_adapter.caching.freshness.random.random", lambda: 0.75)
+    assert lives(100, 0.5, 7) == (62.5, 69.5)
+    assert lives(lambda r, a, b: 100, 1) == (25, 25)
+    assert lives(0.002, 1) == (0.001, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ((10, 1.01, None, 0.0), ValueError, "jitter= is a fraction from 0 to 1, not 1.01"),
+        ((10, -0.1, None, 0.0), ValueError, "jitter= is not negative and finite, not -0.1"),
+        ((10, 0.0, None, float("inf")), ValueError, "early= is not negative and finite, not inf"),
+        ((10, 0.0, None, float("nan")), ValueError, "early= is not negative and finite, not nan"),
+        ((10, 0.0, None, True), TypeError, "early= is a number, not bool"),
+        ((10, "1", None, 0.0), TypeError, "jitter= is a number, not str"),
+        ((None, 0.0, 1, 0.0), ValueError, "need a ttl="),
+        ((None, 0.0, None, 1.0), ValueError, "need a ttl="),
+        ((None, 0.5, None, 0.0), ValueError, "need a ttl="),
+        ((3_155_760_000, 0.0, 1, 0.0), InvalidTTLError, "at most 100 years"),
+        ((3_155_759_999, 0.0, 2, 0.0), InvalidTTLError, "at most 100 years"),
+    ],
+)
+def test_bad_lifetimes_are_refused(options: Any, error: Any, message: str) -> None:
+    """A fraction, a number, a ttl to go with it, and no more than a hundred years together."""
+    with pytest.raises(error, match=message):
+        Freshness(*options)
+
+
+def test_lifetimes_to_the_edge_are_taken() -> None:
+    """A jitter of one, no earliness, and a hundred years with stale= are all fine."""
+    assert Freshness(10, 1, None, 0).needs_envelope is False
+    assert Freshness(3_155_759_999, 0.0, 1, 0.0).needs_envelope is True
+    assert Freshness(10, 0.0, None, 0.1).needs_envelope is True
+    assert Freshness(None, 0, None, 0).needs_envelope is False
+    assert Freshness(lambda result: 10, 0.5, 1, 1).needs_envelope is True
+
+
+def test_an_envelope_is_told_from_what_looks_like_one() -> None:
+    """What was packed is unpacked the same; anything else that was stored is none."""
+    envelope = Envelope([1], NOW + 0.5, 2, {"tag": "token"})
+    packed = envelope.pack()
+    assert Envelope.unpack(packed) == envelope
+    assert Envelope.unpack(Envelope(None, None, 0.5, {}).pack()) == Envelope(None, None, 0.5, {})
+    assert Envelope.unpack(tuple(packed)) is None
+    assert Envelope.unpack(packed[:-1]) is None
+    assert Envelope.unpack([*packed, 1]) is None
+    for place, wrong in ((0, "kvc2"), (1, "soon"), (2, None), (2, "2"), (3, []), (3, None)):
+        changed = list(packed)
+        changed[place] = wrong
+        assert Envelope.unpack(changed) is None

@@ -245,3 +245,54 @@ def test_failures_at_one_time_are_one_failure(clock: List[float]) -> None:
     breaker.worked()
     assert breaker.allows()
     assert breaker.allows()
+
+
+def test_the_breaker_doubles_to_half_a_minute(clock: List[float]) -> None:
+    """Each failed try doubles the pause, from one second to thirty; one that works ends it."""
+    breaker = health.Breaker()
+    for pause in (1, 2, 4, 8, 16, 30, 30):
+        breaker.failed()
+        assert breaker.open
+        clock[0] += pause - 0.125
+        assert not breaker.allows()
+        clock[0] += 0.125
+        assert breaker.allows()
+        # Others wait for the one that tries: as long again at most.
+        assert not breaker.allows()
+    breaker.worked()
+    assert not breaker.open
+    breaker.failed()
+    clock[0] += 1
+    assert breaker.allows()
+
+
+def test_a_try_that_is_never_heard_of_again_is_followed_by_another(clock: List[float]) -> None:
+    """If whoever tried vanished, the next one tries after the same pause."""
+    breaker = health.Breaker()
+    breaker.failed()
+    for _ in range(3):
+        clock[0] += 1
+        assert breaker.allows()
+        assert not breaker.allows()
+
+
+def test_warnings_of_a_minute_are_of_one_function_and_kind(
+    clock: List[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another function or kind warns at once; after a minute the count starts again."""
+    caplog.set_level(logging.WARNING, "kv_store_adapter")
+    for function, kind in (("f", "a"), ("f", "b"), ("g", "a"), ("f", "a")):
+        health.warn(function, kind, "trouble with %s", "x")
+    assert [record.getMessage() for record in caplog.records] == [
+        "f(): trouble with x",
+        "f(): trouble with x",
+        "g(): trouble with x",
+    ]
+    clock[0] += 59.875
+    health.warn("f", "a", "trouble with %s", "x")
+    clock[0] += 0.125
+    health.warn("f", "a", "trouble with %s", "x")
+    assert caplog.records[-1].getMessage().endswith("x (2 more like this since the last warning)")
+    clock[0] += 60
+    health.warn("f", "a", "trouble with %s", "x")
+    assert caplog.records[-1].getMessage() == "f(): trouble with x"
