@@ -7,7 +7,13 @@ from typing import Any, Dict, List
 
 import pytest
 
-from kv_store_adapter import KVStoreProtocol, MemoryKVStore, cached_many, caching_disabled
+from kv_store_adapter import (
+    KVStoreProtocol,
+    MemoryKVStore,
+    StoreUnavailableError,
+    cached_many,
+    caching_disabled,
+)
 
 
 def test_only_the_missing_reach_the_function(store: KVStoreProtocol) -> None:
@@ -128,3 +134,114 @@ def test_the_switch_holds_here_too() -> None:
     with caching_disabled():
         load([1, 2])
     assert calls == [[1], [1, 2]]
+
+
+def test_items_live_as_long_as_they_are_told(store: KVStoreProtocol) -> None:
+    """ttl= and jitter= are those of each item; without them an item is kept for ever."""
+
+    @cached_many(store, ttl=1000, jitter=0.1, namespace="short")
+    def short(ids: List[int]) -> Dict[int, int]:
+        return dict.fromkeys(ids, 1)
+
+    @cached_many(store, namespace="ever")
+    def ever(ids: List[int]) -> Dict[int, int]:
+        return dict.fromkeys(ids, 1)
+
+    short([1, 2]), ever([1, 2])
+    for key in store.keys("short"):
+        left = store.ttl(key, "short")
+        assert left is not None
+        assert 890 < left <= 1000.001
+    assert [store.ttl(key, "ever") for key in store.keys("ever")] == [None, None]
+
+
+def test_refresh_replaces_those_asked_for(store: KVStoreProtocol) -> None:
+    """refresh() computes all it is given, stored or not, returns them, and leaves the others."""
+    calls: List[List[int]] = []
+
+    @cached_many(store)
+    def load(ids: List[int]) -> Dict[int, Any]:
+        calls.append(list(ids))
+        return {i: [i, len(calls)] for i in ids}
+
+    load([1, 2])
+    assert load.refresh([2, 3]) == {2: [2, 2], 3: [3, 2]}
+    assert load([1, 2, 3]) == {1: [1, 1], 2: [2, 2], 3: [3, 2]} == load.peek([1, 2, 3, 4])
+    assert load.bypass([1]) == {1: [1, 3]}
+    assert load.invalidate([1, 9]) is True
+    assert load.invalidate([1, 9]) is False
+    assert load.peek([1, 2]) == {2: [2, 2]}
+    assert calls == [[1, 2], [2, 3], [1]]
+
+
+def test_items_invalidated_meanwhile_are_not_kept(store: KVStoreProtocol) -> None:
+    """An item that is invalidated while it is computed goes to the caller alone; others are kept."""
+
+    @cached_many(store)
+    def load(ids: List[int]) -> Dict[int, int]:
+        load.invalidate([1])
+        return dict.fromkeys(ids, 7)
+
+    assert load([1, 2]) == {1: 7, 2: 7}
+    assert load.peek([1, 2]) == {2: 7}
+    assert len(load._self_cached.flow.board) == 0
+
+
+def test_what_nobody_asked_for_is_not_kept(store: KVStoreProtocol) -> None:
+    """Of what the function returns only the ids it was given count."""
+
+    @cached_many(store)
+    def load(ids: List[int]) -> Dict[int, int]:
+        return {i: i for i in range(5)}
+
+    assert load([1, 9]) == {1: 1}
+    assert load.peek(range(10)) == {1: 1}
+    assert load([2, 1]) == {2: 2, 1: 1}
+    assert load.cache_info()[:2] == (1, 3)
+
+
+def test_its_parameters_are_told() -> None:
+    """cache_parameters() has what the decorator was told, and where results are stored."""
+    store = MemoryKVStore()
+    options = {"ttl": 60, "ids": "b", "ignore": ("a",), "version": 2, "jitter": 0.5}
+    load = cached_many(store, namespace="n", on_error="raise", **options)(lambda a, b: {})
+    assert load.cache_parameters() == {
+        "maxsize": None,
+        "typed": True,
+        "namespace": "n",
+        "on_error": "raise",
+        **options,
+    }
+    assert load.cache_key(1, ["x"]) == load.cache_key(2, ["x"])
+    assert cached_many(store, namespace="m")(lambda ids: {}).cache_parameters()["ids"] == "ids"
+
+
+def test_trouble_is_raised_where_told_so() -> None:
+    """With on_error="raise" a store that fails to read or to write raises; else it is answered."""
+
+    class Failing(MemoryKVStore):
+        fails = ""
+
+        def get_many(self, *args: Any, **kwargs: Any) -> Any:
+            if self.fails == "read":
+                raise StoreUnavailableError("no reading")
+            return super().get_many(*args, **kwargs)
+
+        def set_many(self, *args: Any, **kwargs: Any) -> None:
+            if self.fails == "write":
+                raise StoreUnavailableError("no writing")
+            super().set_many(*args, **kwargs)
+
+    for fails in ("read", "write"):
+        store = Failing()
+        store.fails = fails
+        strict = cached_many(store, on_error="raise", namespace="a")(lambda ids: dict.fromkeys(ids))
+        with pytest.raises(StoreUnavailableError, match=f"no {fails[:4]}"):
+            strict([1])
+        with pytest.raises(StoreUnavailableError, match="a moment ago"):
+            strict([1])
+        store = Failing()
+        store.fails = fails
+        lax = cached_many(store, namespace="b")(lambda ids: dict.fromkeys(ids, 3))
+        assert [lax([1]), lax([1])] == [{1: 3}, {1: 3}]
+        assert lax.cache_info().errors >= 2

@@ -444,3 +444,63 @@ def test_one_refresh_for_one_staleness(store: KVStoreProtocol) -> None:
 
     asyncio.run(asyncio.wait_for(main(), 60))
     assert len(calls) == 2
+
+
+def test_who_may_wait_for_whom() -> None:
+    """The first leads, others wait, and who would wait for itself computes alone."""
+    board, other = flights.Board(), flights.Board()
+    role, one = board.join("a", ())
+    assert (role, len(board)) == (flights.LEAD, 1)
+    assert board.join("a", ()) == (flights.WAIT, one)
+    assert board.join("a", (one,)) == (flights.ALONE, one)
+    role, two = other.join("b", ())
+    assert role == flights.LEAD
+    assert other.join("b", (one,)) == (flights.WAIT, two)
+    assert one.waits_for == [two]
+    # Round in a circle: two inside of which a is called, while a waits for two.
+    assert board.join("a", (two,)) == (flights.ALONE, one)
+    assert two.waits_for == []
+    three = other.join("c", ())[1]
+    assert board.join("a", (three,)) == (flights.WAIT, one)
+    assert other.join("c", (two,)) == (flights.ALONE, three)
+    other.stop_waiting(two, (one,))
+    assert other.join("c", (two,)) == (flights.WAIT, three)
+    other.stop_waiting(three, (two,))
+    board.stop_waiting(one, (three,))
+    assert [flight.waits_for for flight in (one, two, three)] == [[], [], []]
+    two.locked = True
+    assert board.join("a", (two,)) == (flights.ALONE, one)
+
+
+def test_landing_tells_everybody_once() -> None:
+    """Who asked before hears when it lands, who asks after at once; then the key is free."""
+    board, told = flights.Board(), []
+    flight = board.join("a", ())[1]
+    board.when_landed(flight, lambda: told.append("before"))
+    assert (told, flight.event.is_set(), board.landings) == ([], False, 0)
+    outcome = flights.Outcome(7)
+    board.land(flight, outcome)
+    assert (told, flight.event.is_set(), board.landings) == (["before"], True, 1)
+    assert (flight.landed, flight.outcome, flight.callbacks) == (True, outcome, [])
+    board.when_landed(flight, lambda: told.append("after"))
+    assert told == ["before", "after"]
+    assert len(board) == 0
+    assert board.join("a", ())[0] == flights.LEAD
+
+
+def test_what_is_doomed_makes_way() -> None:
+    """Dooming a key reaches all that compute it, and the next caller leads a new computation."""
+    board = flights.Board()
+    one, other = board.join("a", ())[1], board.join("b", ())[1]
+    alone = board.begin("a")
+    assert len(board) == 3
+    board.doom("a")
+    assert [flight.doomed for flight in (one, other, alone)] == [True, False, True]
+    role, anew = board.join("a", ())
+    assert (role, anew.doomed) == (flights.LEAD, False)
+    board.land(one, None)
+    assert board.join("a", ()) == (flights.WAIT, anew)
+    board.end(alone)
+    board.doom(None)
+    assert [flight.doomed for flight in (other, anew)] == [True, True]
+    assert len(board) == 0
