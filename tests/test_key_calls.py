@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import functools
 import itertools
 import sys
@@ -20,7 +21,7 @@ from kv_store_adapter import (
     cached,
     cached_many,
 )
-from kv_store_adapter.keys import Template
+from kv_store_adapter.keys import Template, text_of
 from shapes import (
     NOON,
     Level,
@@ -215,6 +216,60 @@ def test_a_template_identifies_by_text() -> None:
     assert filled("u {a}", uuid.UUID(int=1)) == f"u {uuid.UUID(int=1)}"
     assert filled("u {a}", Path("x/y")) == "u x/y"
     assert filled("u:{a}", (1, "x")) == 'u:(1,"x")'
+
+
+def test_a_conversion_is_for_what_says_something() -> None:
+    """{a!s} takes a class with a __str__ of its own, {a!r} and {a!a} one with a __repr__."""
+
+    class Said:
+        def __str__(self) -> str:
+            return "said"
+
+    class Shown:
+        def __repr__(self) -> str:
+            return "sh\u00f6wn"
+
+    assert filled("{a!s}", Said()) == "said"
+    for conversion in "ra":
+        with pytest.raises(UnkeyableArgumentError):
+            filled(f"{{a!{conversion}}}", Said())
+    assert filled("{a!s}") == "None"
+    assert [filled(f"{{a!{c}}}", Shown()) for c in "sra"] == [
+        "sh\u00f6wn",
+        "sh\u00f6wn",
+        "sh\\xf6wn",
+    ]
+    assert filled("{a!r:>5}", "x") == "  'x'"
+
+
+def test_what_is_text_by_itself_is_written_plainly() -> None:
+    """Numbers, dates and paths as str() has them; anything else by the text that keys have."""
+
+    class Folder:
+        def __fspath__(self) -> str:
+            return "not this"
+
+        def __str__(self) -> str:
+            return "folder"
+
+    for value in (True, 1.5, decimal.Decimal("1.50"), NOON, NOON.date(), Path("a"), Folder()):
+        assert filled("{a}", value) == str(value)
+    for value in (b"x", (1,), NOON.time(), {"x"}, Point(1), Folder):
+        assert filled("{a}", value) == text_of(value)
+
+
+def test_a_refusal_names_the_field() -> None:
+    """The error names the field as the template does, and the class of what is in it."""
+    with pytest.raises(
+        UnkeyableArgumentError, match=r"The argument 'a\.x' of .* is a shapes\.Plain,"
+    ):
+        filled("{a.x}:{b}", Point(Plain()))
+    with pytest.raises(
+        UnkeyableArgumentError, match="is a builtins.list that holds a shapes.Plain,"
+    ):
+        filled("{b}", 1, [Plain()])
+    with pytest.raises(UnkeyableArgumentError, match="contains itself, or is nested too deep"):
+        filled("{a}", endless_list())
 
 
 def test_separators_in_values_are_escaped() -> None:

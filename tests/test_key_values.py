@@ -241,6 +241,21 @@ def test_zones_of_ones_own_count_by_class_and_offset() -> None:
     assert one == text_of(NOON.replace(tzinfo=Zone(1)))
 
 
+def test_zones_of_other_makes_say_which_they_are() -> None:
+    """A zone with a name, as pytz has them, counts by class and name; another by what it answers."""
+
+    def text(zone: Any) -> str:
+        return text_of(NOON.replace(tzinfo=zone))
+
+    named, nameless = Zone(1), Zone(1)
+    named.zone = "Europe/Paris"  # type: ignore[attr-defined]  # as pytz does
+    nameless.zone = 5  # type: ignore[attr-defined]
+    start = "datetime(2024-03-31T12:00:00+01:00,0,test_key_values.Zone"
+    assert text(named) == f'{start}("Europe/Paris"))'
+    assert text(nameless) == text(Zone(1)) == f'{start}(1:00:00,"),x=1"))'
+    assert text(named) != text(nameless)
+
+
 def test_numpy_values_count_by_content() -> None:
     """Arrays by dtype, shape and content, wherever they lie in memory; scalars are not numbers."""
     np = pytest.importorskip("numpy", reason="numpy is not installed")
