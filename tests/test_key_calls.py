@@ -218,6 +218,19 @@ def test_a_template_identifies_by_text() -> None:
     assert filled("u:{a}", (1, "x")) == 'u:(1,"x")'
 
 
+def test_a_template_names_star_arguments_without_stars() -> None:
+    """{args[0]} and {more[x]} are what lands in *args and **more."""
+
+    def f(*args: Any, **more: Any) -> None: ...
+
+    key = keyed(f, key="{args[0]}:{more[x]}")
+    assert key("a", x="b") == "a:b"
+    with pytest.raises(ValueError, match="names 'user', and the function has args, more"):
+        keyed(f, key="{user}")
+    with pytest.raises(ValueError, match="the function has no parameters"):
+        keyed(lambda: 1, key="{user}", namespace="n")
+
+
 def test_a_conversion_is_for_what_says_something() -> None:
     """{a!s} takes a class with a __str__ of its own, {a!r} and {a!a} one with a __repr__."""
 

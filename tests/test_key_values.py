@@ -8,6 +8,7 @@ import datetime as dt
 import decimal
 import fractions
 import functools
+import hashlib
 import ipaddress
 import os
 import pathlib
@@ -362,6 +363,78 @@ def test_an_encoder_that_could_not_work_is_refused(kind: Any, encode: Any) -> No
         register_key_encoder(kind, encode)
 
 
+def test_a_refused_encoder_says_what_it_was() -> None:
+    """The error names what was given in place of a class or of a function, or the fixed type."""
+    for args, message in (
+        (("Plain", str), "takes a class, not 'Plain'"),
+        ((Plain, "str"), "takes a function, not str"),
+        ((int, str), "int values have a text already"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            register_key_encoder(*args)  # type: ignore[arg-type]  # the mistakes
+
+
+def test_attributes_beside_the_fields_are_refused() -> None:
+    """A subclass that adds attributes and declares no fields is refused by the attribute's name."""
+
+    class Tagged(Point):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.tag = "b"
+            self.zeal = "z"
+
+    class Named(Pair):
+        pass
+
+    named = Named(1, 2)
+    assert text_of(named).endswith(".Named(1,2)")
+    named.tag = "b"  # type: ignore[attr-defined]
+    for value in (Tagged(1), named):
+        with pytest.raises(TypeError, match=r"(Tagged|Named) with attributes .* \('tag'\)"):
+            text_of(value)
+    point = Point(1)
+    point.tag = "b"  # type: ignore[attr-defined]  # declared fields speak for the instance
+    assert text_of(point) == text_of(Point(1))
+
+
+def test_attrs_classes_with_more_attributes_are_refused() -> None:
+    """As dataclasses are: a subclass that adds attributes and declares none."""
+    attr = pytest.importorskip("attr", reason="attrs is not installed")
+    base = attr.make_class("base", {"x": attr.ib()})
+
+    class Tagged(base):  # type: ignore[misc,valid-type]
+        pass
+
+    tagged = Tagged(1)
+    assert text_of(tagged).endswith(".Tagged(x=1)")
+    tagged.tag = "b"
+    with pytest.raises(TypeError, match=r"Tagged with attributes .* \('tag'\)"):
+        text_of(tagged)
+    with pytest.raises(TypeError, match=r"identity \(a class of attrs with eq=False\)"):
+        text_of(attr.make_class("identity", ["x"], eq=False)(1))
+
+
+def test_numpy_texts_stay_as_they_are() -> None:
+    """What was stored by an earlier version is found by this one, for arrays and scalars, too."""
+    np = pytest.importorskip("numpy", reason="numpy is not installed")
+    array = np.array([[1, 2]], "<i4")
+    digest = hashlib.sha256(array.tobytes()).hexdigest()
+    assert text_of(array) == f'numpy.array(numpy.dtype("<i4"),(1,2),{digest})'
+    assert text_of(np.array(["a", 1], object)) == 'numpy.array(numpy.dtype("|O"),(2),"a",1)'
+    assert text_of(np.float64(1)) == (
+        "numpy.scalar(numpy.dtype(\"<f8\"),b'\\x00\\x00\\x00\\x00\\x00\\x00\\xf0?')"
+    )
+    record = np.array([(1, 2)], [("a", "u1"), ("b", "u1")])
+    assert text_of(record) == (
+        'numpy.array(numpy.dtype([("a","|u1"),("b","|u1")]),(1),'
+        f'numpy.array(numpy.dtype("|u1"),(1),{hashlib.sha256(bytes([1])).hexdigest()}),'
+        f'numpy.array(numpy.dtype("|u1"),(1),{hashlib.sha256(bytes([2])).hexdigest()}))'
+    )
+    for value in (np.longdouble(1), np.clongdouble(1)):
+        with pytest.raises(UnkeyableArgumentError, match="is a numpy longdouble"):
+            keyed(lambda a: a, namespace="n")(value)
+
+
 # ---------------------------------------------------------------------- refusals
 
 
@@ -369,6 +442,13 @@ def _with_attribute() -> Any:
     user = UserId(1)
     user.role = "admin"  # type: ignore[attr-defined]
     return user
+
+
+def _far_inside() -> Any:
+    def inside() -> Any:
+        return lambda _: 1
+
+    return inside()
 
 
 class Slotted(str):
@@ -400,11 +480,18 @@ _REFUSED = {
         lambda: types.MethodType(function, Plain()),
         "a builtins.method that holds a shapes.Plain",
     ),
+    "a method made of a lambda far inside": (
+        lambda: types.MethodType(_far_inside(), Own(1)),
+        "the local function test_key_values._far_inside.<locals>.inside.<locals>.<lambda>",
+    ),
     "an open file": (lambda: open(os.devnull), "a _io.TextIOWrapper"),
     "a generator": (lambda: (i for i in ()), "a builtins.generator"),
     "an iterator": (lambda: iter([1, 2]), "a builtins.list_iterator"),
     "a list that holds itself": (endless_list, "something that contains itself"),
-    "a dataclass without equality": (lambda: Anyone(1), "a dataclass with eq=False"),
+    "a dataclass without equality": (
+        lambda: Anyone(1),
+        "a shapes.Anyone (a dataclass with eq=False)",
+    ),
     "a number with attributes": (_with_attribute, "a shapes.UserId with attributes"),
     "a text with slots": (lambda: Slotted("a"), "a test_key_values.Slotted with attributes"),
     "what lies about its class": (Liar, "a test_key_values.Liar"),
@@ -443,8 +530,8 @@ def test_what_has_no_stable_identity_is_refused_with_three_ways_out(which: str) 
     message = str(caught.value)
     assert isinstance(caught.value, TypeError)
     assert message.startswith("The argument 'session' of ")
-    assert "load() is" in message
-    assert what in message
+    assert f"load() is {what}" in message or f" that holds {what}" in message
+    assert f"{what} that holds {what}" not in message
     for way in ("__cache_key__()", "register_key_encoder()", "ignore=('session',)", "key="):
         assert way in message
     if hasattr(value, "close"):
