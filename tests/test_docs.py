@@ -200,7 +200,7 @@ def test_lines_can_be_read_in_a_terminal(page: Path) -> None:
 def test_every_page_is_there() -> None:
     """The pages that the others and the README point to exist."""
     expected = {"tutorial", "caching", "namespaces", "backends", "writing-a-backend", "operations"}
-    expected |= {"security", "api", "design", "changelog"}
+    expected |= {"security", "reliability", "performance", "api", "design", "changelog"}
     assert expected <= {path.stem for path in PAGES}
 
 
@@ -287,6 +287,18 @@ def test_the_threshold_is_what_the_code_says() -> None:
                 assert said in line
     assert said in text_of("backends.md")
     assert said in text_of("design.md").split("gets a file\n")[1].split("\n### ")[0]
+
+
+def test_each_fault_that_is_tried_is_a_promise_of_the_page() -> None:
+    """Each test of tests/faults stands in reliability.md, and each test that stands there exists."""
+    named = set(re.findall(r"`([\w/]+\.py)::(test_\w+)`", text_of("reliability.md")))
+    there = {
+        (path.relative_to(ROOT / "tests").as_posix(), name)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^ *(?:async )?def (test_\w+)\(", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert named - there == set()
+    assert {test for test in there if test[0].startswith("faults/")} - named == set()
 
 
 def test_every_dependency_has_its_reason() -> None:

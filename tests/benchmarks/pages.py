@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
@@ -14,23 +15,14 @@ from rounds import Outcome
 
 __all__ = ["write"]
 
+_WIDTH = 120
 _BEGIN, _END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 
 _NEW_PAGE = f"""\
 # Performance
 
-Every figure here is a ratio within one run on one machine. Absolute times say more about the machine
-than about the library, so they are left out; `--json` writes them. Smaller is better for
-"ours : theirs", larger for "theirs : ours". Repeat it with:
-
-```bash
-pip install -e '.[bench]'
-python tests/benchmarks/run.py            # about 15 minutes; --quick takes one or two
-python tests/benchmarks/run.py --section hits --json figures.json
-```
-
-Each contestant runs in a fresh process in every round, and the rounds take turns; a figure is the
-median over the rounds. "Single rounds" is the lowest and highest ratio that a round gave by itself.
+Every figure here is a ratio within one run on one machine. Smaller is better for "ours : theirs", larger for
+"theirs : ours". `python tests/benchmarks/run.py` repeats it.
 
 {_BEGIN}
 {_END}
@@ -60,10 +52,22 @@ def write(
     old = page.read_text("utf-8") if page.exists() else _NEW_PAGE
     if _BEGIN not in old or _END not in old:
         raise SystemExit(f"{page} has no marks {_BEGIN} and {_END} to write between.")
-    between = "\n".join([_BEGIN, "", *parts, _END])
+    between = _wrapped("\n".join([_BEGIN, "", *parts, _END]))
     marks = re.compile(re.escape(_BEGIN) + ".*" + re.escape(_END), re.DOTALL)
     page.write_text(marks.sub(lambda _: between, old), "utf-8")
     return files
+
+
+def _wrapped(text: str) -> str:
+    """Lines for a terminal; tables and pictures stay as they are."""
+    lines: List[str] = []
+    for line in text.split("\n"):
+        if len(line) <= _WIDTH or line.startswith(("|", "!")):
+            lines.append(line)
+        else:
+            indent = "  " if line.startswith("- ") else ""
+            lines += textwrap.wrap(line, _WIDTH, subsequent_indent=indent)
+    return "\n".join(lines)
 
 
 def _heading(about: Mapping[str, str], quick: bool) -> str:
