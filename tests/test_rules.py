@@ -100,7 +100,9 @@ def test_ttl_rounds_up_by_less_than_a_millisecond(ttl: float) -> None:
     assert ttl * 1000 - slack <= milliseconds < ttl * 1000 + 1 + slack
 
 
-@pytest.mark.parametrize("ttl", [0, -1, True, False, math.nan, math.inf, timedelta(0), 10**400])
+@pytest.mark.parametrize(
+    "ttl", [0, -1, 0.0, -0.0, -1e-9, -0.5, True, False, math.nan, math.inf, timedelta(0), 10**400]
+)
 def test_a_bad_ttl_says_what_to_do(ttl: Any) -> None:
     """No ttl is truthiness: zero is an error, not 'for ever', and neither is True."""
     with pytest.raises(InvalidTTLError, match=r"ttl is "):
@@ -138,7 +140,7 @@ def test_no_ttl_but_a_number_or_a_timedelta(ttl: Any) -> None:
 
 def test_a_lone_surrogate_is_found() -> None:
     """The error says where it is, for keys and for namespaces."""
-    with pytest.raises(InvalidKeyError, match="key .* lone surrogate at position 2"):
+    with pytest.raises(InvalidKeyError, match="key .*ab.* lone surrogate at position 2"):
         check_key("ab\ud800c")
     with pytest.raises(InvalidKeyError, match="namespace .* lone surrogate at position 0"):
         check_namespace("\udfff")
@@ -192,6 +194,14 @@ def test_no_pattern_but_text(pattern: Any) -> None:
     """What is not a str is a TypeError that names its type."""
     with pytest.raises(TypeError, match=f"not {type(pattern).__name__}"):
         matcher(pattern)
+
+
+@pytest.mark.parametrize("ttl", [0, -7, 0.0, -0.25, math.inf, 1e300, timedelta(seconds=-5)])
+def test_a_bad_ttl_is_shown(ttl: Any) -> None:
+    """The error shows the ttl that was refused."""
+    with pytest.raises(InvalidTTLError) as caught:
+        check_ttl(ttl)
+    assert f"not {ttl!r}. " in str(caught.value)
 
 
 @given(texts.filter(bool), texts.filter(bool))
