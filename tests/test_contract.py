@@ -16,14 +16,18 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import pytest
 
 from kv_store_adapter import (
+    NO_EXPIRY,
     DiskKVStore,
+    InvalidTTLError,
     KeyNotFoundError,
     KVStoreProtocol,
+    LockTimeoutError,
     MemoryKVStore,
     NamespaceView,
     RedisKVStore,
     StoreClosedError,
 )
+from kv_store_adapter.protocol import TAGS_NAMESPACE
 from kv_store_adapter.rules import check_key, check_namespace, check_ttl
 from kv_store_adapter.testing import AsyncKVStoreContract, KVStoreContract, state_machine
 from kv_store_adapter.testing.samples import calls_with_key
@@ -287,3 +291,86 @@ def test_expires_not_early_and_at_most_a_millisecond_late(make: Any, ttl: float)
         assert store.exists("key")
         clock.shift(ttl * 0.01 + 0.00201)
         assert not store.exists("key")
+
+
+# ---------------------------------------------------------------------- what a third party gets
+
+
+@pytest.mark.parametrize("make", [MemoryKVStore, _fresh_disk, _fresh_fakeredis, EightMethods])
+def test_a_bad_ttl_is_refused_also_where_nothing_would_be_stored(make: Any) -> None:
+    """add() of what is there, touch() of what is not, and an empty batch refuse a bad ttl."""
+    with make() as store:
+        store.set("key", 1)
+        for call in (
+            lambda: store.add("key", 2, ttl=0),
+            lambda: store.touch("absent", ttl=0),
+            lambda: store.set_many({}, ttl=0),
+        ):
+            with pytest.raises(InvalidTTLError):
+                call()
+        assert store.get("key") == 1
+        assert store.ttl("key") is None
+
+
+def test_a_third_partys_finder_reads_and_its_tags_are_entries() -> None:
+    """finder() finds what get() does, None included; invalidate_tag() drops one entry of a tag."""
+    store = EightMethods()
+    for find, namespace in ((store.finder("n"), "n"), (store.finder(), None)):
+        assert find("key") is None
+        store.set("key", None, namespace)
+        assert find("key") == (None, None)
+    assert store.finder("m")("key") is None
+    for tag in ("a", "b"):
+        store.set(tag, "token", TAGS_NAMESPACE)
+        store.set(tag, "token")
+    store.invalidate_tag("a")
+    assert store.keys(TAGS_NAMESPACE) == ["b"]
+    assert store.exists("a")
+
+
+def test_a_third_partys_locks_are_those_of_one_object() -> None:
+    """Two stores that bring no locks of their own never wait for each other."""
+    one, other = EightMethods(), EightMethods()
+    with one.lock("key", timeout=0), other.lock("key", timeout=0):
+        with pytest.raises(LockTimeoutError):
+            one.lock("key", timeout=0).__enter__()
+    with pytest.raises(TypeError, match="lock's ttl .* not None"):
+        one.lock("key", ttl=None)  # type: ignore[arg-type]  # the mistake
+
+
+def test_a_third_party_never_sees_no_expiry() -> None:
+    """A view turns NO_EXPIRY into None, which is what the protocol's ttl knows."""
+    given: List[Any] = []
+
+    class Recording(EightMethods):
+        def set(self, key: str, value: Any, namespace: Any = None, ttl: Any = None) -> None:
+            given.append(ttl)
+            super().set(key, value, namespace, ttl)
+
+    view = NamespaceView(Recording(), "a", ttl=50)
+    for ttl in (NO_EXPIRY, None, 7):
+        view.set("key", 1, ttl=ttl)
+        view.add(f"added {ttl}", 1, ttl=ttl)
+    assert given == [None, None, 50, 50, 7, 7]
+
+
+def test_a_view_made_by_hand_is_a_plain_one() -> None:
+    """NamespaceView(store, name) has no ttl and clears nothing; a closed one says its name."""
+    store = EightMethods()
+    with NamespaceView(store, "plain") as view:
+        view.set("key", 1)
+    assert store.ttl("key", "plain") is None
+    view.close()
+    with pytest.raises(StoreClosedError, match="view of namespace 'plain' is closed"):
+        view.get("key")
+    with pytest.raises(TypeError, match="A view has a name"):
+        NamespaceView(store, None)  # type: ignore[arg-type]  # the mistake
+
+
+def test_one_key_is_no_batch() -> None:
+    """A str or bytes where many keys are wanted is refused with what to write."""
+    store = EightMethods()
+    for batch in ("key", b"key"):
+        for call in (store.get_many, store.delete_many):
+            with pytest.raises(TypeError, match=r"not one key\. Write \[key\]"):
+                call(batch)  # type: ignore[operator]  # the mistake

@@ -200,7 +200,11 @@ _KEPT: List[Tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "text"), _KEPT, ids=[text for _, text in _KEPT])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    _KEPT,
+    ids=[f"{type(value).__name__} {n}" for n, (value, _) in enumerate(_KEPT)],
+)
 def test_texts_stay_as_they_are(value: Any, text: str) -> None:
     """What was stored by an earlier version is found by this one: each type's text is fixed."""
     assert text_of(value) == text
