@@ -62,7 +62,9 @@ class Reserve:
             return
         if not os.path.lexists(self._spare):
             with contextlib.suppress(OSError):
-                os.close(os.open(self._spare, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                handle = os.open(self._spare, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+                os.fchmod(handle, 0o600)  # whatever the umask
+                os.close(handle)
         try:
             about = os.lstat(self._path)
         except OSError:
