@@ -295,7 +295,9 @@ def test_each_fault_that_is_tried_is_a_promise_of_the_page() -> None:
     there = {
         (path.relative_to(ROOT / "tests").as_posix(), name)
         for path in (ROOT / "tests").rglob("test_*.py")
-        for name in re.findall(r"^ *(?:async )?def (test_\w+)\(", path.read_text("utf-8"), re.MULTILINE)
+        for name in re.findall(
+            r"^ *(?:async )?def (test_\w+)\(", path.read_text("utf-8"), re.MULTILINE
+        )
     }
     assert named - there == set()
     assert {test for test in there if test[0].startswith("faults/")} - named == set()
