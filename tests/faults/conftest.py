@@ -23,6 +23,12 @@ def pytest_configure(config):
         config.option.seed = random.SystemRandom().randrange(2**32)
 
 
+def pytest_collection_modifyitems(config, items):
+    if config.option.long:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(900))  # of the usual limit many would need more
+
+
 def pytest_report_header(config):
     return f"faults: {'long' if config.option.long else 'short'} run, --seed {config.option.seed}"
 

@@ -329,7 +329,7 @@ class Folder:
                     raise OSError(errno.EINVAL, "it is not a plain file")
                 head = stream.read(_HEADER)
                 right = _MAGIC + bytes.fromhex(os.path.basename(file)[:32])
-                if load is not None and head == right and about.st_size == _HEADER + size:
+                if load is not None and head == right and about.st_size - _HEADER == size:
                     try:
                         return load(stream), True
                     except Exception:  # what is wrong comes out when the bytes are decoded

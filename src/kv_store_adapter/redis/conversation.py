@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from typing import Any, Dict, Generator, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from ..exceptions import KeyNotFoundError, KVStoreError, SerializationError, where
+from ..exceptions import (
+    KeyNotFoundError,
+    KVStoreError,
+    SerializationError,
+    StoreUnavailableError,
+    where,
+)
 from ..protocol import check_keys
 from ..rules import MISSING, TTL, check_key, check_namespace, check_ttl, literal_prefix, matcher
 from ..serializers import Codec
@@ -154,7 +160,7 @@ class Conversation:
         start = self._layout.start(namespace)
         glob = self._layout.pattern(namespace, literal_prefix(pattern))
         (reply,) = yield Ask(_scan(cursor, glob), node=node)
-        cursor, names = _step(reply)
+        cursor, names = _step(reply, cursor)
         length = len(start)
         try:
             return cursor, [name[length:].decode("utf-8") for name in names]
@@ -177,7 +183,7 @@ class Conversation:
                     *commands, _scan(cursor, glob), harmless=False, writes=bool(commands), node=node
                 )
                 gone += sum(replies[:-1])
-                cursor, found = _step(replies[-1])
+                cursor, found = _step(replies[-1], cursor)
                 names = [n for n in found if self._layout.key(n, namespace) is not None]
                 if not cursor:
                     break
@@ -192,7 +198,7 @@ class Conversation:
             cursor: Any = 0
             while True:
                 (reply,) = yield Ask(_scan(cursor, glob), node=node)
-                cursor, names = _step(reply)
+                cursor, names = _step(reply, cursor)
                 for name in names:
                     namespace = self._layout.namespace(name)
                     if namespace is not None:
@@ -319,12 +325,17 @@ def _scan(cursor: Any, glob: bytes) -> Tuple[Any, ...]:
     return ("SCAN", cursor, "MATCH", glob, "COUNT", _SCAN_COUNT)
 
 
-def _step(reply: Any) -> Tuple[Any, List[bytes]]:
+def _step(reply: Any, asked: Any) -> Tuple[Any, List[bytes]]:
     """The next cursor and the names of a SCAN's reply."""
     cursor, names = reply
     if isinstance(cursor, dict):
         # A cluster's client tells the cursor of each node that it asked, which is one.
         cursor = next(iter(cursor.values()), 0)
+    if cursor and cursor == asked:
+        raise StoreUnavailableError(
+            f"The server answers SCAN {cursor!r:.50} with the same cursor again and would never "
+            "come to an end. Is it a Redis or Valkey server?"
+        )
     return cursor, names
 
 
