@@ -155,6 +155,12 @@ def one_round(sound: Path, path: Path, harm: str, seed: int) -> Dict[str, int]:
     return tally
 
 
+@pytest.mark.parametrize(("harm", "seed"), [("headers changed", 4139356782)])
+def test_damage_that_was_found_once(sound: Path, tmp_path: Path, harm: str, seed: int) -> None:
+    """What random damage once got through, a walk of the rows without end among it, is mended."""
+    one_round(sound, tmp_path / "store", harm, seed)
+
+
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_database(
     sound: Path, tmp_path: Path, harm: str, rounds: Any, seed: int, count: Any

@@ -210,27 +210,31 @@ def _copy(path: str, fresh: sqlite3.Connection, table: str) -> None:
     """Copy the rows that can be read: from the front, and from the back where the front breaks."""
     for direction in ("ASC", "DESC"):
         old = sqlite3.connect(path, isolation_level=None)
-        # Text that is no UTF-8 any more is damage, too: the row is left out.
+        old.text_factory = _text
         try:
-            rows = old.execute(f"SELECT * FROM {table} ORDER BY id {direction}")
-            for row in _readable(rows):
-                marks = ",".join("?" * len(row))
-                fresh.execute(f"INSERT OR IGNORE INTO {table} VALUES({marks})", row)
-            return
+            last = None
+            for row in old.execute(f"SELECT * FROM {table} ORDER BY id {direction}"):
+                # A page that names one above it makes a walk without end, over the same rows.
+                if last is not None and (row[0] <= last if direction == "ASC" else row[0] >= last):
+                    break
+                last = row[0]
+                if _GARBLED not in row:
+                    marks = ",".join("?" * len(row))
+                    fresh.execute(f"INSERT OR IGNORE INTO {table} VALUES({marks})", row)
+            else:
+                return
         except (sqlite3.Error, UnicodeDecodeError):
             continue
         finally:
             old.close()
 
 
-def _readable(rows: sqlite3.Cursor) -> Iterator[Tuple[Any, ...]]:
-    while True:
-        try:
-            row = rows.fetchone()
-        except sqlite3.OperationalError as error:
-            if "UTF-8" not in str(error):
-                raise
-            continue
-        if row is None:
-            return
-        yield row
+# Stands for text that is no UTF-8 any more: damage, too, and its row is left out.
+_GARBLED = object()
+
+
+def _text(data: bytes) -> Any:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return _GARBLED
