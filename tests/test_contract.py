@@ -136,8 +136,7 @@ class OnDiskInFiles:
 class OnFakeredis:
     @pytest.fixture
     def backend(self) -> RedisKVStore:
-        fakeredis = pytest.importorskip("fakeredis")
-        return RedisKVStore(client=fakeredis.FakeRedis(server=fakeredis.FakeServer()))
+        return _fresh_fakeredis()
 
 
 class OnRealRedis:
@@ -265,7 +264,10 @@ def _fresh_disk() -> DiskKVStore:
 
 def _fresh_fakeredis() -> RedisKVStore:
     fakeredis = pytest.importorskip("fakeredis")
-    return RedisKVStore(client=fakeredis.FakeRedis(server=fakeredis.FakeServer()))
+    client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
+    # Makes its database. Threads that came at once might make one each, and lose what is in it.
+    client.ping()
+    return RedisKVStore(client=client)
 
 
 TestMemoryAgainstADict = state_machine(MemoryKVStore).TestCase
