@@ -61,10 +61,11 @@ def check(database: Database, folder: Folder, serializer: str, *, repair: bool) 
 
 def _check_database(database: Database) -> List[Damage]:
     try:
-        problems = database.fetch("PRAGMA integrity_check(20)")
+        problems = [str(p) for (p,) in database.fetch("PRAGMA integrity_check(20)") if p != "ok"]
+        problems += schema.differences(database)
     except KVStoreError as error:
         return [Damage("database", None, None, str(error.__cause__ or error))]
-    return [Damage("database", None, None, str(p)) for (p,) in problems if p != "ok"]
+    return [Damage("database", None, None, problem) for problem in problems]
 
 
 def _check_namespaces(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from typing import Callable
+from typing import Callable, List
 
 from ..exceptions import StoreFormatError, StoreUnavailableError
 from .database import Database, is_busy
@@ -142,6 +142,24 @@ def make(connection: sqlite3.Connection, serializer: str) -> None:
     connection.execute("INSERT INTO meta VALUES('serializer', ?)", (serializer,))
     connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version={FORMAT}")
+
+
+def differences(database: Database) -> List[str]:
+    """What the schema has that `make` has not made, and the other way round.
+
+    A bit that flipped in the text of a trigger is no damage to SQLite: it runs what stands there.
+    """
+    look = (
+        "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_stat%' ESCAPE '\\'"
+    )
+    fresh = sqlite3.connect(":memory:")
+    try:
+        make(fresh, "")
+        made = set(fresh.execute(look))
+    finally:
+        fresh.close()
+    odd = made.symmetric_difference(database.fetch(look))
+    return sorted({f"the schema of {name!r:.100} is not what was made" for _, name, _ in odd})
 
 
 def _split(script: str) -> list[str]:
