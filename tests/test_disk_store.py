@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -33,6 +34,8 @@ from kv_store_adapter import (
     StoreFormatError,
     StoreUnavailableError,
 )
+from kv_store_adapter.disk import schema
+from kv_store_adapter.disk.database import Database
 from kv_store_adapter.disk.store import SPILL_THRESHOLD
 from kv_store_adapter.testing.samples import at_once
 
@@ -365,6 +368,37 @@ def test_many_processes_open_it_at_once(path: Path) -> None:
         with DiskKVStore(root) as store:
             assert len(store.keys("shared")) == 120
             assert len(store.list_namespaces()) == 8
+
+
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])
+def test_the_tables_are_made_while_they_are_looked_for(path: Path, mode: str) -> None:
+    """Another process that makes the tables between two questions is no other program."""
+    path.mkdir()
+    file = str(path / "kv-store.sqlite3")
+    with contextlib.closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as other:
+        other.execute(f"PRAGMA journal_mode={mode}")
+        tries: List[str] = []
+
+        def make(statement: str) -> None:
+            if "user_version" not in statement or tries:
+                return
+            try:
+                other.execute("BEGIN IMMEDIATE")
+                schema.make(other, PickleSerializer().name)
+                other.execute("COMMIT")
+                tries.append("made")
+            except sqlite3.OperationalError:  # it has to wait, which is as well
+                other.execute("ROLLBACK")
+                tries.append("had to wait")
+
+        def prepare(connection: sqlite3.Connection) -> None:
+            connection.set_trace_callback(make)
+
+        database = Database(file, prepare, timeout=5.0)
+        schema.set_up(database, PickleSerializer().name)
+        assert tries == ["made" if mode == "WAL" else "had to wait"]
+        assert database.fetch("SELECT name, value FROM meta") == [("serializer", "pickle")]
+        database.close()
 
 
 def test_killed_writers_lose_nothing_that_set_returned_from(path: Path) -> None:

@@ -94,6 +94,15 @@ def set_up(database: Database, serializer: str) -> None:
             )
         return True
 
+    def look_at_one_moment(connection: sqlite3.Connection) -> bool:
+        # Another process may make the tables between one question and the next.
+        connection.execute("BEGIN")
+        try:
+            return look(connection)
+        finally:
+            if connection.in_transaction:  # some errors end it
+                connection.execute("ROLLBACK")
+
     def make_once(connection: sqlite3.Connection) -> None:
         if not look(connection):  # else another process was faster
             make(connection, serializer)
@@ -117,7 +126,7 @@ def set_up(database: Database, serializer: str) -> None:
                 other,
             )
 
-    if not database.read(look):
+    if not database.read(look_at_one_moment):
         database.read(use_wal)
         database.transaction(make_once)
     rows = database.fetch("SELECT value FROM meta WHERE name = 'serializer'")
