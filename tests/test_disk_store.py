@@ -19,7 +19,7 @@ import threading
 import time
 import tracemalloc
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Iterator, List, Optional
 
 import pytest
 import time_machine
@@ -744,6 +744,43 @@ def test_purge_drops_all_that_has_expired(store: DiskKVStore, path: Path) -> Non
     assert store.keys("b") == ["kept"]
     assert _files(path) == []
     assert len(list((path / "namespaces").iterdir())) == 1
+
+
+@pytest.mark.parametrize("way", ["set", "set_many", "touch", "large"])
+@pytest.mark.parametrize("before", [None, 50, 200], ids="before={}".format)
+@pytest.mark.parametrize("after", [None, 20, 100, 300], ids="after={}".format)
+def test_the_last_ttl_holds(
+    store: DiskKVStore, way: str, before: Optional[float], after: Optional[float]
+) -> None:
+    """Whatever ttl a key had before, it lives, is listed and is cleaned up by its last one."""
+    start = time.time()
+    with time_machine.travel(start, tick=False) as clock:
+        for number in range(300):  # more than one round of cleaning takes
+            store.set(f"k{number:03}", 1, "n", before)
+        names = store.keys("n")
+        if way == "set_many":
+            store.set_many(dict.fromkeys(names, 2), "n", after)
+        for number, name in enumerate(names):
+            if way == "set":
+                store.set(name, 2, "n", after)
+            elif way == "touch":
+                assert store.touch(name, "n", after)
+            elif way == "large" and number % 100 == 0:
+                store.set(name, LARGE, "n", after)
+        changed = set(names if way != "large" else names[::100])
+        ends = {name: after if name in changed else before for name in names}
+        for seconds in (19, 60, 150, 250, 400):
+            clock.move_to(start + seconds)
+            live = [name for name in names if (ends[name] or 1000) > seconds]
+            assert store.keys("n") == live == list(store.iter_keys("n"))
+            assert store.list_namespaces() == (["n"] if live else [])
+            assert store.check() == []
+            assert store.purge() == len(names) - len(live)
+            names = live
+            index = store._database.fetch("SELECT count(*), min(noted) FROM entries")
+            # Nothing is left that the next cleaning would look at in vain.
+            assert index[0][0] == len(live)
+            assert index[0][1] is None or index[0][1] > (start + seconds) * 1000
 
 
 def test_purge_leaves_strangers_alone(store: DiskKVStore, path: Path) -> None:

@@ -20,6 +20,13 @@ T = TypeVar("T")
 # so that cleaning outruns writing, and few enough that no write is held up.
 _EVERY, _AT_ONCE = 16, 100
 
+_DUE = f"SELECT id FROM entries WHERE noted <= ? ORDER BY noted LIMIT {_AT_ONCE}"
+_DELETE_EXPIRED = f"DELETE FROM entries WHERE id IN ({_DUE}) AND expires <= ?"
+_NOTE_AGAIN = (
+    f"UPDATE entries SET noted = expires WHERE id IN ({_DUE}) "
+    "AND (expires IS NULL OR expires > ?)"
+)
+
 # How many rows of a cleared namespace one transaction deletes: a few milliseconds' worth.
 _CLEARED_AT_ONCE = 500
 
@@ -76,16 +83,26 @@ class Cleaner:
             # All of it again: with less, the next one would find no room when others took the rest.
             self._reserve.keep(1)
 
-    def _delete_expired(self) -> int:
-        rows, changes = self.write(
-            "DELETE FROM entries WHERE id IN "
-            f"(SELECT id FROM entries WHERE expires <= ? LIMIT {_AT_ONCE})",
-            (_now(),),
-        )
-        if changes > rows:
+    def _delete_expired(self) -> Tuple[int, bool]:
+        """Delete some of what has expired: how many, and whether there may be more."""
+        now = _now()
+
+        def work(connection: sqlite3.Connection) -> Tuple[int, int, int]:
+            before = connection.total_changes
+            expired = connection.execute(_DELETE_EXPIRED, (now, now)).rowcount
+            garbage = connection.total_changes - before - expired
+            # Written again since they were noted, and alive: or they would be looked at for ever.
+            alive = connection.execute(_NOTE_AGAIN, (now, now)).rowcount
+            return expired, alive, garbage
+
+        # Most of the time there is nothing, and looking takes nobody's turn.
+        if not self._database.fetch_one("SELECT 1 FROM entries WHERE noted <= ? LIMIT 1", (now,)):
+            return 0, False
+        expired, alive, garbage = self.transaction(work)
+        if garbage:
             # As many files as went: left over, they would wait for the next garbage.
             self.collect(2 * _AT_ONCE)
-        return rows
+        return expired, expired + alive > 0
 
     # ------------------------------------------------------------------ files
 
@@ -160,9 +177,9 @@ class Cleaner:
         """Do all of it now: expired entries, files without entry, namespaces without any."""
         deleted = 0
         for _ in itertools.repeat(None):
-            rows = self._delete_expired()
-            deleted += rows
-            if rows < _AT_ONCE:
+            expired, more = self._delete_expired()
+            deleted += expired
+            if not more:
                 break
             time.sleep(0.001)
         # What can't be removed stays on the list for another time.

@@ -115,12 +115,13 @@ def _check_entries(database: Database, folder: Folder) -> Iterator[Tuple[Damage,
     last = 0
     while True:
         rows = database.fetch(
-            "SELECT entries.id, name, key, value, size, file, digest, expires FROM entries "
+            "SELECT entries.id, name, key, value, size, file, digest, expires, noted "
+            "FROM entries "
             "JOIN namespaces ON namespaces.id = ns AND name < x'' "  # text: see _check_namespaces
             f"WHERE entries.id > ? ORDER BY 1 LIMIT {_PAGE}",
             (last,),
         )
-        for number, name, key, value, size, file, digest, expires in rows:
+        for number, name, key, value, size, file, digest, expires, noted in rows:
             last = number
             namespace = name or None
             if not isinstance(key, str):
@@ -139,6 +140,8 @@ def _check_entries(database: Database, folder: Folder) -> Iterator[Tuple[Damage,
                     problem = "its checksum does not fit"
                 elif not isinstance(expires, (int, float, type(None))):
                     problem = "its expiry is no number"
+                elif expires is not None and not _is_at_most(noted, expires):
+                    problem = "its expiry does not fit the index"
             except FileNotFoundError:
                 now = database.fetch_one("SELECT file FROM entries WHERE id = ?", (number,))
                 # Replaced while we looked: then there is nothing wrong.
@@ -149,6 +152,10 @@ def _check_entries(database: Database, folder: Folder) -> Iterator[Tuple[Damage,
                 yield Damage("entry", namespace, key, problem), number
         if len(rows) < _PAGE:
             return
+
+
+def _is_at_most(noted: Any, expires: float) -> bool:
+    return isinstance(noted, (int, float)) and noted <= expires
 
 
 def rebuild(folder: Folder, serializer: str) -> str:

@@ -15,7 +15,7 @@ __all__ = ["FORMAT", "make", "preparer", "set_up"]
 _log = logging.getLogger("kv_store_adapter")
 
 #: Raised when the tables change in a way that older code can't read.
-FORMAT = 1
+FORMAT = 2
 
 # "kvsa" in ASCII: tells our databases from others. SQLite keeps it in the file's header.
 _APPLICATION_ID = 0x6B767361
@@ -28,14 +28,19 @@ _APPLICATION_ID = 0x6B767361
 # value files to delete: those no entry names any more (since 0), and those about to be written
 # (since their writer's time), so that a killed writer leaves none for ever. `dropped` are cleared
 # namespaces whose entries are not deleted yet.
+#
+# `noted` is a time that an entry with an expiry does not expire before, and what the index over
+# expiries holds. Overwriting an entry with one that lives longer leaves it as it is, and so the
+# index: keeping `expires` itself in the index made overwriting twice as slow. Cleaning notes again
+# what it finds alive, as chunks in memory do (see expiry.py).
 _TABLES = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE namespaces(
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, folder TEXT NOT NULL);
 CREATE TABLE entries(
     id INTEGER PRIMARY KEY, ns INTEGER NOT NULL, key TEXT NOT NULL, expires INTEGER,
-    size INTEGER NOT NULL, value BLOB, file TEXT, digest INTEGER, UNIQUE(ns, key));
-CREATE INDEX entries_by_expiry ON entries(expires, ns) WHERE expires IS NOT NULL;
+    noted INTEGER, size INTEGER NOT NULL, value BLOB, file TEXT, digest INTEGER, UNIQUE(ns, key));
+CREATE INDEX entries_by_expiry ON entries(noted, ns) WHERE noted IS NOT NULL;
 CREATE TABLE garbage(file TEXT PRIMARY KEY, since INTEGER NOT NULL);
 CREATE TABLE dropped(ns INTEGER PRIMARY KEY, folder TEXT NOT NULL, since INTEGER NOT NULL);
 CREATE TABLE locks(

@@ -59,21 +59,30 @@ _NS = "(SELECT id FROM namespaces WHERE name = ?)"
 _LIVE = "(expires IS NULL OR expires > ?)"
 _GET = f"SELECT value, expires, size, file, digest FROM entries WHERE ns = {_NS} AND key = ?"
 _INSERT = (
-    "INSERT INTO entries(ns, key, expires, size, value, digest, file) "
-    f"VALUES({_NS}, ?, ?, ?, ?, ?, NULL)"
+    "INSERT INTO entries(ns, key, expires, noted, size, value, digest, file) "
+    "VALUES((SELECT id FROM namespaces WHERE name = ?1), ?2, ?3, ?3, ?4, ?5, ?6, NULL)"
 )
-_UPDATE = (
+_KEEP_NOTE = (
     " ON CONFLICT(ns, key) DO UPDATE SET expires = excluded.expires, size = excluded.size, "
     "value = excluded.value, digest = excluded.digest, file = excluded.file"
 )
+_UPDATE = _KEEP_NOTE + ", noted = excluded.noted"
+# Writes nothing where the old note would be later than the new expiry: then `_SET` does it.
+_SET_QUICKLY = (
+    _INSERT + _KEEP_NOTE + " WHERE excluded.expires IS NULL OR entries.noted <= excluded.expires"
+)
 _SET = _INSERT + _UPDATE
-_ADD = _INSERT + _UPDATE + " WHERE entries.expires <= ?"
+_ADD = _INSERT + _UPDATE + " WHERE entries.expires <= ?7"
 # A file lies in the folder of one generation of its namespace, so the entry names that one.
 _SET_FILE = (
-    "INSERT INTO entries(ns, key, expires, size, value, digest, file)"
-    " SELECT id, ?, ?, ?, NULL, ?, ? FROM namespaces WHERE name = ? AND folder = ?" + _UPDATE
+    "INSERT INTO entries(ns, key, expires, noted, size, value, digest, file)"
+    " SELECT id, ?1, ?2, ?2, ?3, NULL, ?4, ?5 FROM namespaces WHERE name = ?6 AND folder = ?7"
+    + _UPDATE
 )
 _EXPIRES = f"SELECT expires FROM entries WHERE ns = {_NS} AND key = ? AND {_LIVE}"
+# What has expired in a namespace. Few entries whose note is past are alive; the + makes SQLite look
+# for them by their notes and not go through the whole namespace.
+_EXPIRED = f"SELECT id FROM entries WHERE noted <= ? AND +ns = {_NS} AND expires <= ?"
 _DELETE = f"DELETE FROM entries WHERE ns = {_NS} AND key = ? AND {_LIVE}"
 
 
@@ -283,9 +292,8 @@ class DiskKVStore(KVStoreProtocol):
         # Answered from the index alone, without reading values: hence the subquery instead of a
         # look at each entry's expiry.
         rows = self._database.fetch(
-            f"SELECT key FROM entries WHERE ns = {_NS}{condition} AND id NOT IN "
-            "(SELECT id FROM entries WHERE expires <= ?)",
-            (namespace or "", *limits, _now()),
+            f"SELECT key FROM entries WHERE ns = {_NS}{condition} AND id NOT IN ({_EXPIRED})",
+            (namespace or "", *limits, *_expired_of(namespace)),
         )
         return [key for (key,) in rows if matches is None or matches(key)]
 
@@ -301,9 +309,8 @@ class DiskKVStore(KVStoreProtocol):
             while True:
                 rows = self._database.fetch(
                     f"SELECT key FROM entries WHERE ns = {_NS}{condition} AND key {sign} ? "
-                    "AND id NOT IN (SELECT id FROM entries WHERE expires <= ?) "
-                    f"ORDER BY key LIMIT {_PAGE}",
-                    (namespace or "", *limits, after, _now()),
+                    f"AND id NOT IN ({_EXPIRED}) ORDER BY key LIMIT {_PAGE}",
+                    (namespace or "", *limits, after, *_expired_of(namespace)),
                 )
                 for (key,) in rows:
                     if matches is None or matches(key):
@@ -354,7 +361,10 @@ class DiskKVStore(KVStoreProtocol):
         if len(data) >= self._spill_threshold:
             self._set_file(key, data, namespace, expires, only_new=False)
             return
-        _, changes = self._insert(_SET, self._row(key, data, namespace, expires), namespace)
+        row = self._row(key, data, namespace, expires)
+        stored, changes = self._insert(_SET_QUICKLY, row, namespace)
+        if not stored:
+            _, changes = self._insert(_SET, row, namespace)
         self._cleaner.after_write(len(data), changes > 1)
 
     def add(
@@ -423,8 +433,10 @@ class DiskKVStore(KVStoreProtocol):
 
         def work(connection: sqlite3.Connection) -> bool:
             before = connection.total_changes
-            connection.executemany(_SET, rows)
-            return connection.total_changes - before > len(rows)
+            stored = connection.executemany(_SET_QUICKLY, rows).rowcount
+            if stored < len(rows):
+                stored += connection.executemany(_SET, rows).rowcount
+            return connection.total_changes - before > stored
 
         for _ in range(_PATIENCE):
             try:
@@ -465,7 +477,7 @@ class DiskKVStore(KVStoreProtocol):
     ) -> bool:
         """Store a large value: the file first, then the entry that names it."""
         digest = _digest(key, data) if self._verify else None
-        sql = _SET_FILE + (" WHERE entries.expires <= ?" if only_new else "")
+        sql = _SET_FILE + (" WHERE entries.expires <= ?8" if only_new else "")
         for _ in range(_PATIENCE):
             folder = self._make_namespace(namespace)
             file = self._folder.new_file(folder)
@@ -512,9 +524,10 @@ class DiskKVStore(KVStoreProtocol):
     def touch(self, key: str, namespace: Optional[str] = None, ttl: Optional[TTL] = None) -> bool:
         """Give `key` a new ttl and keep its value; return whether it was there. Atomic."""
         key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
+        expires = _deadline(milliseconds)
         touched, _ = self._database.write(
-            f"UPDATE entries SET expires = ? WHERE ns = {_NS} AND key = ? AND {_LIVE}",
-            (_deadline(milliseconds), namespace or "", key, _now()),
+            f"UPDATE entries SET expires = ?, noted = ? WHERE ns = {_NS} AND key = ? AND {_LIVE}",
+            (expires, expires, namespace or "", key, _now()),
         )
         return touched > 0
 
@@ -604,9 +617,9 @@ class DiskKVStore(KVStoreProtocol):
         if number is None:
             return 0
         row = self._database.fetch_one(
-            "SELECT count(*) - (SELECT count(*) FROM entries WHERE expires <= ? AND ns = ?) "
-            "FROM entries WHERE ns = ?",
-            (now, number, number),
+            "SELECT count(*) - (SELECT count(*) FROM entries "
+            "WHERE noted <= ? AND +ns = ? AND expires <= ?) FROM entries WHERE ns = ?",
+            (now, number, now, number),
         )
         self._cleaner.empty(number)
         return 0 if row is None else int(row[0])
@@ -699,6 +712,11 @@ def _now() -> int:
 def _deadline(milliseconds: Optional[int]) -> Optional[int]:
     # Rounded up: never early, and less than one millisecond late.
     return None if milliseconds is None else math.ceil(time.time() * 1000) + milliseconds
+
+
+def _expired_of(namespace: Optional[str]) -> Tuple[Any, ...]:
+    now = _now()
+    return now, namespace or "", now
 
 
 def _digest(key: str, data: bytes) -> int:
