@@ -23,8 +23,7 @@ _EVERY, _AT_ONCE = 16, 100
 _DUE = f"SELECT id FROM entries WHERE noted <= ? ORDER BY noted LIMIT {_AT_ONCE}"
 _DELETE_EXPIRED = f"DELETE FROM entries WHERE id IN ({_DUE}) AND expires <= ?"
 _NOTE_AGAIN = (
-    f"UPDATE entries SET noted = expires WHERE id IN ({_DUE}) "
-    "AND (expires IS NULL OR expires > ?)"
+    f"UPDATE entries SET noted = expires WHERE id IN ({_DUE}) AND (expires IS NULL OR expires > ?)"
 )
 
 # How many rows of a cleared namespace one transaction deletes: a few milliseconds' worth.

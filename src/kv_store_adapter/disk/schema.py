@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from functools import partial
 from typing import Callable, List
 
 from ..exceptions import StoreFormatError, StoreUnavailableError
@@ -81,58 +82,21 @@ def set_up(database: Database, serializer: str) -> None:
         StoreFormatError: Another program's database, another format, or another serializer.
     """
 
-    def look(connection: sqlite3.Connection) -> bool:
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if not application and not version and not tables:
-            return False
-        if application != _APPLICATION_ID:
-            raise StoreFormatError(
-                f"{database.path} is another program's database. It was left untouched; choose "
-                "another folder."
-            )
-        if version != FORMAT:
-            raise StoreFormatError(
-                f"{database.path} has format {version}, and this version of kv-store-adapter "
-                f"reads format {FORMAT}. It was left untouched; choose another folder."
-            )
-        return True
-
     def look_at_one_moment(connection: sqlite3.Connection) -> bool:
         # Another process may make the tables between one question and the next.
         connection.execute("BEGIN")
         try:
-            return look(connection)
+            return _is_made(connection, database.path)
         finally:
             if connection.in_transaction:  # some errors end it
                 connection.execute("ROLLBACK")
 
     def make_once(connection: sqlite3.Connection) -> None:
-        if not look(connection):  # else another process was faster
+        if not _is_made(connection, database.path):  # else another process was faster
             make(connection, serializer)
 
-    def use_wal(connection: sqlite3.Connection) -> None:
-        # Fails with "database is locked" while another process does the same, whatever SQLite's
-        # own timeout: the caller tries again.
-        try:
-            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
-        except sqlite3.OperationalError as error:
-            if is_busy(error):
-                raise
-            mode = str(error)
-        if mode != "wal":
-            (other,) = connection.execute("PRAGMA journal_mode=TRUNCATE").fetchone()
-            _log.warning(
-                "%s: this file system does not do SQLite's WAL (%s); the journal mode is %s. The "
-                "store works, but writes are slower and readers wait for writers.",
-                database.path,
-                mode,
-                other,
-            )
-
     if not database.read(look_at_one_moment):
-        database.read(use_wal)
+        database.read(partial(_use_wal, database.path))
         database.transaction(make_once)
     rows = database.fetch("SELECT value FROM meta WHERE name = 'serializer'")
     if len(rows) != 1:
@@ -146,6 +110,45 @@ def set_up(database: Database, serializer: str) -> None:
             f"The values in {database.path} were written with the serializer {stored!r}, not "
             f"{serializer!r}. They were left untouched; pass the serializer they were written "
             "with, or choose another folder."
+        )
+
+
+def _is_made(connection: sqlite3.Connection, path: str) -> bool:
+    """Whether the tables are there; raises where they are not ours."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if not application and not version and not tables:
+        return False
+    if application != _APPLICATION_ID:
+        raise StoreFormatError(
+            f"{path} is another program's database. It was left untouched; choose another folder."
+        )
+    if version != FORMAT:
+        raise StoreFormatError(
+            f"{path} has format {version}, and this version of kv-store-adapter reads format "
+            f"{FORMAT}. It was left untouched; choose another folder."
+        )
+    return True
+
+
+def _use_wal(path: str, connection: sqlite3.Connection) -> None:
+    # Fails with "database is locked" while another process does the same, whatever SQLite's own
+    # timeout: the caller tries again.
+    try:
+        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+    except sqlite3.OperationalError as error:
+        if is_busy(error):
+            raise
+        mode = str(error)
+    if mode != "wal":
+        (other,) = connection.execute("PRAGMA journal_mode=TRUNCATE").fetchone()
+        _log.warning(
+            "%s: this file system does not do SQLite's WAL (%s); the journal mode is %s. The "
+            "store works, but writes are slower and readers wait for writers.",
+            path,
+            mode,
+            other,
         )
 
 
