@@ -272,6 +272,19 @@ def test_redis_names_are_injective(one: Any, other: Any) -> None:
     assert layout.key(layout.name(key_1, name_1), name_1) == key_1
 
 
+@given(st.lists(texts | st.text("a\0:", max_size=3)), st.none() | texts.filter(bool), st.data())
+def test_redis_names_of_many_are_those_of_each(keys: Any, name: Any, data: Any) -> None:
+    """A batch has the names that its keys have, and of names that come only ours give keys."""
+    layout = Layout("kv")
+    names = layout.names(iter(keys), name)
+    assert names == [layout.name(key, name) for key in keys]
+    assert layout.keys(names, name) == keys
+    foreign = st.binary(max_size=9) | st.sampled_from([b"kv::a\0kv::b", b"bad", b"kv::\xff", b""])
+    mixed = data.draw(st.permutations(names + data.draw(st.lists(foreign, max_size=3))))
+    found = [layout.key(each, name) for each in mixed]
+    assert layout.keys(mixed, name) == [key for key in found if key is not None]
+
+
 @given(texts.filter(bool), texts.filter(bool), st.none() | texts.filter(bool), texts)
 def test_redis_prefixes_are_apart(mine: str, theirs: str, name: Any, key: str) -> None:
     """An entry of one prefix is nothing to a store of another, whatever the prefixes hold."""

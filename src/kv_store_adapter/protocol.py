@@ -370,12 +370,13 @@ def check_keys(keys: Iterable[str]) -> List[str]:
     """
     if isinstance(keys, (str, bytes)):
         raise TypeError("A batch takes an iterable of keys, not one key. Write [key].")
-    # The usual key is a short text of ASCII, and needs no call.
-    checked = [
-        key if key.__class__ is str and len(key) < 1000 and key.isascii() else check_key(key)
-        for key in keys
-    ]
-    return list(dict.fromkeys(checked))
+    keys = list(keys)
+    # The usual keys are short texts of ASCII, all of them: a few steps of the interpreter tell.
+    usual = set(map(type, keys)) == {str}
+    if usual:
+        together = "".join(keys)
+        usual = together.isascii() and (len(together) < 1000 or max(map(len, keys)) < 1000)
+    return list(dict.fromkeys(keys if usual else map(check_key, keys)))
 
 
 def check_lease(ttl: TTL) -> int:

@@ -7,6 +7,7 @@ and namespace) has ``dumps_at`` and ``loads_at`` besides.
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import enum
 import hashlib
@@ -26,7 +27,9 @@ from typing import (
     Iterable,
     List,
     Optional,
+    Sequence,
     Union,
+    cast,
 )
 
 from .exceptions import SerializationError, where
@@ -493,6 +496,17 @@ class Codec:
                 f"What is stored under {where(key, namespace)} can't be read with {self.name}: "
                 f"{_reason(error)}. It is left where it is; set() replaces it, delete() drops it."
             ) from error
+
+    def decode_each(
+        self, keys: Sequence[str], found: Sequence[Optional[bytes]], namespace: Optional[str]
+    ) -> Dict[str, Any]:
+        """The values of those keys that have data; `SerializationError` at the first bad one."""
+        if self.load is not None and None not in found:
+            # Without a frame for each; which one is bad is found below.
+            with contextlib.suppress(Exception):
+                return dict(zip(keys, map(pickle.loads, cast("Sequence[bytes]", found))))
+        present = ((key, data) for key, data in zip(keys, found) if data is not None)
+        return {key: self.decode(data, key, namespace) for key, data in present}
 
 
 def _reason(error: BaseException) -> str:

@@ -144,29 +144,24 @@ class Conversation:
     def keys(self, namespace: Optional[str] = None, pattern: str = "*") -> Talk:
         matches = matcher(pattern)
         namespace = check_namespace(namespace)
-        # A dictionary, because SCAN may return a key more than once.
-        found: Dict[str, None] = {}
+        found: List[str] = []
         for node in self._nodes():
             cursor: Any = 0
             while True:
                 cursor, page = yield from self.page(cursor, namespace, pattern, node)
-                found.update(dict.fromkeys(page))
+                found += page
                 if not cursor:
                     break
-        return list(found) if matches is None else [key for key in found if matches(key)]
+        # SCAN may return a key more than once.
+        keys = dict.fromkeys(found)
+        return list(keys) if matches is None else [key for key in keys if matches(key)]
 
     def page(self, cursor: Any, namespace: Optional[str], pattern: str, node: Any) -> Talk:
         """One step of SCAN: the next cursor (0 at the end), and keys that may match."""
-        start = self._layout.start(namespace)
         glob = self._layout.pattern(namespace, literal_prefix(pattern))
         (reply,) = yield Ask(_scan(cursor, glob), node=node)
         cursor, names = _step(reply, cursor)
-        length = len(start)
-        try:
-            return cursor, [name[length:].decode("utf-8") for name in names]
-        except UnicodeDecodeError:
-            keys = (self._layout.key(name, namespace) for name in names)
-            return cursor, [key for key in keys if key is not None]
+        return cursor, self._layout.keys(names, namespace)
 
     def clear_namespace(self, namespace: Optional[str]) -> Talk:
         glob = self._layout.pattern(check_namespace(namespace), "")
@@ -184,7 +179,9 @@ class Conversation:
                 )
                 gone += sum(replies[:-1])
                 cursor, found = _step(replies[-1], cursor)
-                names = [n for n in found if self._layout.key(n, namespace) is not None]
+                names = found
+                if len(self._layout.keys(found, namespace)) < len(found):
+                    names = [n for n in found if self._layout.key(n, namespace) is not None]
                 if not cursor:
                     break
             if names:
@@ -263,12 +260,7 @@ class Conversation:
                 values += found
         else:
             values = yield from self._get_each(wanted, namespace)
-        decode = self._codec.decode
-        return {
-            key: decode(data, key, namespace)
-            for key, data in zip(wanted, values)
-            if data is not None
-        }
+        return self._codec.decode_each(wanted, values, namespace)
 
     def _get_each(self, keys: List[str], namespace: Optional[str]) -> Talk:
         values: List[Any] = []

@@ -12,7 +12,7 @@ empty::
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Callable, Iterable, List, Optional, Tuple
+from typing import Callable, Iterable, List, Optional, Sequence, Tuple
 
 __all__ = ["Layout"]
 
@@ -45,8 +45,11 @@ class Layout:
 
     def names(self, keys: Iterable[str], namespace: Optional[str]) -> List[bytes]:
         """The Redis keys of several entries."""
-        start = self.start(namespace)
-        return [start + key.encode("utf-8") for key in keys]
+        keys, start = list(keys), self.start(namespace)
+        # Encoded all at once, in a few steps of the interpreter: right if NUL is in none of them.
+        together = ("\0" + start.decode("utf-8")).join(("", *keys)).encode("utf-8")
+        names = together.split(b"\0")[1:]
+        return names if len(names) == len(keys) else [start + k.encode("utf-8") for k in keys]
 
     def lock(self, key: str, namespace: Optional[str]) -> bytes:
         """The Redis key of a lock."""
@@ -62,6 +65,21 @@ class Layout:
             return name[len(start) :].decode("utf-8")
         except UnicodeDecodeError:
             return None
+
+    def keys(self, names: Sequence[bytes], namespace: Optional[str]) -> List[str]:
+        """The keys of those `names` that are entries of `namespace`."""
+        start = self.start(namespace)
+        # Decoded all at once, as in `names`: right if each NUL is one that was put in here, and if
+        # what each name starts with follows it.
+        together = b"\0".join((b"", *names))
+        if together.count(b"\0") == len(names):
+            try:
+                keys = together.decode("utf-8").split("\0" + start.decode("utf-8"))[1:]
+            except UnicodeDecodeError:
+                keys = []
+            if len(keys) == len(names):
+                return keys
+        return [key for key in (self.key(name, namespace) for name in names) if key is not None]
 
     def pattern(self, namespace: Optional[str], prefix: str) -> bytes:
         """What SCAN is asked for: the keys of `namespace` that start with `prefix`."""
