@@ -755,7 +755,7 @@ def test_the_last_ttl_holds(
     """Whatever ttl a key had before, it lives, is listed and is cleaned up by its last one."""
     start = time.time()
     with time_machine.travel(start, tick=False) as clock:
-        for number in range(300):  # more than one round of cleaning takes
+        for number in range(150):  # more than one round of cleaning takes
             store.set(f"k{number:03}", 1, "n", before)
         names = store.keys("n")
         if way == "set_many":
