@@ -22,7 +22,7 @@ from kv_store_adapter import KVStoreProtocol, register_key_encoder
 from kv_store_adapter.aio import AsyncKVStore
 from kv_store_adapter.disk import DiskKVStore
 from kv_store_adapter.disk.store import SPILL_THRESHOLD
-from kv_store_adapter.keys import _registered
+from kv_store_adapter.identity import _registered
 from kv_store_adapter.testing import AsyncKVStoreContract, KVStoreContract
 
 ROOT = Path(__file__).resolve().parent.parent

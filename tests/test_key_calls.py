@@ -21,7 +21,8 @@ from kv_store_adapter import (
     cached,
     cached_many,
 )
-from kv_store_adapter.keys import Template, text_of
+from kv_store_adapter.identity import text_of
+from kv_store_adapter.keys import Template
 from shapes import (
     NOON,
     Level,

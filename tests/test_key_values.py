@@ -27,7 +27,7 @@ from kv_store_adapter import (
     cached,
     register_key_encoder,
 )
-from kv_store_adapter.keys import qualified_name, text_of
+from kv_store_adapter.identity import qualified_name, text_of
 from shapes import (
     HOUR,
     NOON,

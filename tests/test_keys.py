@@ -22,7 +22,8 @@ from kv_store_adapter import (
     MemoryKVStore,
     cached,
 )
-from kv_store_adapter.keys import LONGEST_READABLE, text_of
+from kv_store_adapter.identity import text_of
+from kv_store_adapter.keys import LONGEST_READABLE
 from kv_store_adapter.rules import LONGEST_KEY
 from shapes import function_of, key_of, keyed
 
@@ -174,7 +175,7 @@ def pythons() -> Dict[str, str]:
 SHAPES = r"""
 import collections, dataclasses, datetime, decimal, enum, fractions, functools, ipaddress, json
 import pathlib, pickle, re, sys, types, uuid
-from kv_store_adapter.keys import text_of
+from kv_store_adapter.identity import text_of
 class Color(enum.Enum): RED = 1
 class Name(str, enum.Enum): RED = "red"
 class Level(enum.IntEnum): LOW = 1

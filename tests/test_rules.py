@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_store_adapter.disk.store import _between
+from kv_store_adapter.disk.statements import between
 from kv_store_adapter.exceptions import InvalidKeyError, InvalidTTLError
 from kv_store_adapter.redis.layout import Layout
 from kv_store_adapter.rules import (
@@ -237,7 +237,7 @@ def test_prefilters_lose_nothing(pattern: str, key: str) -> None:
 @given(texts, texts)
 def test_disk_looks_between_the_right_bounds(prefix: str, rest: str) -> None:
     """Every text that starts with the prefix lies within the range, by UTF-8."""
-    _, bounds = _between(prefix)
+    _, bounds = between(prefix)
     key = (prefix + rest).encode("utf-8")
     if bounds:
         assert bounds[0].encode("utf-8") <= key
@@ -249,7 +249,7 @@ def test_disk_looks_between_the_right_bounds(prefix: str, rest: str) -> None:
 @pytest.mark.parametrize("prefix", ["\U0010ffff", "a\U0010ffff", "\ud7ff", "a", "", "\uffff"])
 def test_disk_looks_between_the_right_bounds_at_the_edges(prefix: str) -> None:
     """The range is right where the last character is the last of all, or is before surrogates."""
-    _, bounds = _between(prefix)
+    _, bounds = between(prefix)
     for bound in bounds:
         bound.encode("utf-8")
     if len(bounds) == 2:

@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from .exceptions import StoreFormatError as StoreFormatError
     from .exceptions import StoreUnavailableError as StoreUnavailableError
     from .exceptions import UnkeyableArgumentError as UnkeyableArgumentError
-    from .keys import register_key_encoder as register_key_encoder
+    from .identity import register_key_encoder as register_key_encoder
     from .mapping import KVMapping as KVMapping
     from .memory import MemoryKVStore as MemoryKVStore
     from .namespace import NamespaceView as NamespaceView
     from .protocol import KVStoreProtocol as KVStoreProtocol
     from .redis import RedisKVStore as RedisKVStore
+    from .restricted_pickle import RestrictedPickleSerializer as RestrictedPickleSerializer
     from .rules import NO_EXPIRY as NO_EXPIRY
     from .serializers import CompressedSerializer as CompressedSerializer
     from .serializers import JSONSerializer as JSONSerializer
     from .serializers import PickleSerializer as PickleSerializer
-    from .serializers import RestrictedPickleSerializer as RestrictedPickleSerializer
     from .serializers import SignedSerializer as SignedSerializer
     from .urls import open_store as open_store
 
@@ -67,7 +67,7 @@ _HOME = {
     "NamespaceView": "namespace",
     "PickleSerializer": "serializers",
     "RedisKVStore": "redis",
-    "RestrictedPickleSerializer": "serializers",
+    "RestrictedPickleSerializer": "restricted_pickle",
     "SerializationError": "exceptions",
     "SignedSerializer": "serializers",
     "StoreClosedError": "exceptions",
@@ -78,7 +78,7 @@ _HOME = {
     "cached_many": "caching",
     "caching_disabled": "caching",
     "open_store": "urls",
-    "register_key_encoder": "keys",
+    "register_key_encoder": "identity",
 }
 
 __all__ = [

@@ -8,27 +8,20 @@ and namespace) has ``dumps_at`` and ``loads_at`` besides.
 from __future__ import annotations
 
 import contextlib
-import copyreg
-import enum
 import hashlib
 import hmac
-import io
 import json
 import pickle
 import zlib
 from typing import (
     IO,
     TYPE_CHECKING,
-    AbstractSet,
     Any,
     Callable,
-    ClassVar,
     Dict,
     Iterable,
-    List,
     Optional,
     Sequence,
-    Union,
     cast,
 )
 
@@ -53,7 +46,6 @@ __all__ = [
     "CompressedSerializer",
     "JSONSerializer",
     "PickleSerializer",
-    "RestrictedPickleSerializer",
     "Serializer",
     "SerializerLike",
     "SignedSerializer",
@@ -110,132 +102,6 @@ class PickleSerializer(Serializer):
 
     def loads(self, data: bytes) -> Any:
         return pickle.loads(data)
-
-
-class RestrictedPickleSerializer(PickleSerializer):
-    """Pickle that reads only plain data and the classes it was told of.
-
-    Everything a pickle imports must be on the list: a planted one that asks for ``os.system`` is
-    refused before it runs. It can set any state on new objects of the listed classes, but change
-    no class. Still, list only classes that are harmless to make with any arguments and any state.
-
-    Plain data is read as fast as with `PickleSerializer`. A pickle with classes made in Python
-    (also ``Fraction`` and ``UUID``) is read by Python's own unpickler, many times slower.
-
-    Args:
-        allow: Classes (or ``"module.qualname"`` texts) that may be read besides plain data.
-        protocol: The pickle protocol to write, 3 or later.
-    """
-
-    #: Types that hold data and do nothing when made.
-    HARMLESS = frozenset(
-        {
-            "builtins.bytearray",
-            "builtins.complex",
-            "builtins.frozenset",
-            "builtins.range",
-            "builtins.set",
-            "builtins.slice",
-            "collections.OrderedDict",
-            "collections.deque",
-            "datetime.date",
-            "datetime.datetime",
-            "datetime.time",
-            "datetime.timedelta",
-            "datetime.timezone",
-            "decimal.Decimal",
-            "fractions.Fraction",
-            "uuid.UUID",
-        }
-    )
-
-    def __init__(self, allow: Iterable[Union[type, str]] = (), protocol: int = 4) -> None:
-        if 0 <= protocol < 3:
-            raise ValueError("Protocols below 3 name sets and bytes as Python 2 did: use 4.")
-        super().__init__(protocol)
-        self._allowed = self.HARMLESS | {
-            c if isinstance(c, str) else f"{c.__module__}.{c.__qualname__}" for c in allow
-        }
-
-    @property
-    def name(self) -> str:
-        # The same bytes as pickle: a folder may be opened with either.
-        return "pickle"
-
-    def loads(self, data: bytes) -> Any:
-        # An extension that was read before, by whomever, is handed out without find_class().
-        if not (_extension_cache and any(code in data for code in _EXTENSIONS)):
-            try:
-                return _RestrictedUnpickler(data, self._allowed).load()
-            except _NeedsCareError:
-                pass
-        return _CarefulUnpickler(data, self._allowed).load()
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, allowed: AbstractSet[str]) -> None:
-        super().__init__(io.BytesIO(data))
-        self._allowed = allowed
-
-    def find_class(self, module: str, name: str) -> Any:
-        _check_allowed(module, name, self._allowed)
-        found = super().find_class(module, name)
-        if not isinstance(found, type) or found.__flags__ & _CHANGEABLE == _HEAP_TYPE:
-            raise _NeedsCareError
-        return found
-
-
-# Classes that can be changed: made on the heap, and not said to be immutable (Python 3.10).
-_HEAP_TYPE = 1 << 9
-_CHANGEABLE = _HEAP_TYPE | 1 << 8
-_EXTENSIONS = (pickle.EXT1, pickle.EXT2, pickle.EXT4)
-_extensions: Dict[int, Any] = copyreg._inverted_registry  # type: ignore[attr-defined]
-_extension_cache: Dict[int, Any] = copyreg._extension_cache  # type: ignore[attr-defined]
-_load_build: Any = pickle._Unpickler.dispatch[pickle.BUILD[0]]
-
-
-class _NeedsCareError(Exception):
-    """A pickle that could change what others use, if it is read by the fast unpickler."""
-
-
-class _CarefulUnpickler(pickle._Unpickler):
-    """The same in Python, which can be told what BUILD may set state on."""
-
-    def __init__(self, data: bytes, allowed: AbstractSet[str]) -> None:
-        super().__init__(io.BytesIO(data))
-        self._allowed = allowed
-        self._found: Dict[int, Any] = {}  # by identity
-
-    def find_class(self, module: str, name: str) -> Any:
-        _check_allowed(module, name, self._allowed)
-        found = super().find_class(module, name)
-        self._found[id(found)] = found
-        return found
-
-    stack: List[Any]
-    append: Any
-
-    def get_extension(self, code: int) -> None:
-        if code not in _extensions:
-            raise pickle.UnpicklingError(f"there is no extension {code}")
-        self.append(self.find_class(*_extensions[code]))
-
-    def load_build(self) -> None:
-        target = self.stack[-2]
-        if isinstance(target, (type, enum.Enum)) or id(target) in self._found:
-            raise pickle.UnpicklingError("it would change a class, not an object of it")
-        _load_build(self)
-
-    dispatch: ClassVar[Any] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
-
-
-def _check_allowed(module: str, name: str, allowed: AbstractSet[str]) -> None:
-    # A dotted name is walked attribute by attribute, so only whole names are compared.
-    if f"{module}.{name}" not in allowed:
-        raise pickle.UnpicklingError(
-            f"{module}.{name} is not on the list of classes that may be read. If you trust "
-            "it, add it to RestrictedPickleSerializer(allow=[...])."
-        )
 
 
 class JSONSerializer(Serializer):

@@ -9,7 +9,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Optional, Tuple, Union
 
-from ..keys import qualified_name, text_of
+from ..identity import qualified_name, text_of
 from ..namespace import root_of
 from ..protocol import KVStoreProtocol, check_lease
 from ..rules import TTL, check_namespace

@@ -20,7 +20,8 @@ from ..exceptions import (
     UnkeyableArgumentError,
     where,
 )
-from ..keys import Template, key_of_call, shortened, text_of
+from ..identity import text_of
+from ..keys import Template, key_of_call, shortened
 from ..namespace import root_of
 from ..protocol import KVStoreProtocol
 from ..rules import MISSING

@@ -36,6 +36,19 @@ from .cleaning import Cleaner
 from .database import Database
 from .folder import Folder, damaged
 from .lease import DiskLease
+from .statements import (
+    ADD,
+    DELETE,
+    EXPIRED,
+    EXPIRES,
+    GET,
+    LIVE,
+    NS,
+    SET,
+    SET_FILE,
+    SET_QUICKLY,
+    between,
+)
 
 if TYPE_CHECKING:
     from ..leases import Lease
@@ -53,37 +66,6 @@ _PAGE = 1000
 
 # How often a file may vanish between index and disk before that is taken for damage.
 _PATIENCE = 50
-
-# The namespace's number, or NULL where there is none. '' stands for the default namespace.
-_NS = "(SELECT id FROM namespaces WHERE name = ?)"
-_LIVE = "(expires IS NULL OR expires > ?)"
-_GET = f"SELECT value, expires, size, file, digest FROM entries WHERE ns = {_NS} AND key = ?"
-_INSERT = (
-    "INSERT INTO entries(ns, key, expires, noted, size, value, digest, file) "
-    "VALUES((SELECT id FROM namespaces WHERE name = ?1), ?2, ?3, ?3, ?4, ?5, ?6, NULL)"
-)
-_KEEP_NOTE = (
-    " ON CONFLICT(ns, key) DO UPDATE SET expires = excluded.expires, size = excluded.size, "
-    "value = excluded.value, digest = excluded.digest, file = excluded.file"
-)
-_UPDATE = _KEEP_NOTE + ", noted = excluded.noted"
-# Writes nothing where the old note would be later than the new expiry: then `_SET` does it.
-_SET_QUICKLY = (
-    _INSERT + _KEEP_NOTE + " WHERE excluded.expires IS NULL OR entries.noted <= excluded.expires"
-)
-_SET = _INSERT + _UPDATE
-_ADD = _INSERT + _UPDATE + " WHERE entries.expires <= ?7"
-# A file lies in the folder of one generation of its namespace, so the entry names that one.
-_SET_FILE = (
-    "INSERT INTO entries(ns, key, expires, noted, size, value, digest, file)"
-    " SELECT id, ?1, ?2, ?2, ?3, NULL, ?4, ?5 FROM namespaces WHERE name = ?6 AND folder = ?7"
-    + _UPDATE
-)
-_EXPIRES = f"SELECT expires FROM entries WHERE ns = {_NS} AND key = ? AND {_LIVE}"
-# What has expired in a namespace. Few entries whose note is past are alive; the + makes SQLite look
-# for them by their notes and not go through the whole namespace.
-_EXPIRED = f"SELECT id FROM entries WHERE noted <= ? AND +ns = {_NS} AND expires <= ?"
-_DELETE = f"DELETE FROM entries WHERE ns = {_NS} AND key = ? AND {_LIVE}"
 
 
 class DiskKVStore(KVStoreProtocol):
@@ -214,7 +196,7 @@ class DiskKVStore(KVStoreProtocol):
         return lambda key: read(check_key(key), namespace)
 
     def _read(self, key: str, namespace: Optional[str]) -> Any:
-        row = self._database.fetch_one(_GET, (namespace or "", key))
+        row = self._database.fetch_one(GET, (namespace or "", key))
         if row is None:
             return MISSING
         value, expires, size, file, _digest = row
@@ -229,7 +211,7 @@ class DiskKVStore(KVStoreProtocol):
         return self._load(row, key, namespace)
 
     def _load(self, row: Tuple[Any, ...], key: str, namespace: Optional[str]) -> Any:
-        """The value of a row of `_GET`, or `MISSING` where it has expired."""
+        """The value of a row of `GET`, or `MISSING` where it has expired."""
         for _ in range(_PATIENCE):
             value, expires, size, file, digest = row
             try:
@@ -248,7 +230,7 @@ class DiskKVStore(KVStoreProtocol):
                 break
             except FileNotFoundError:
                 # Replaced or deleted since the index was read: the index knows what holds now.
-                again = self._database.fetch_one(_GET, (namespace or "", key))
+                again = self._database.fetch_one(GET, (namespace or "", key))
                 if again is None:
                     return MISSING
                 if again[3] == file:
@@ -282,17 +264,17 @@ class DiskKVStore(KVStoreProtocol):
 
     def _expiry(self, key: str, namespace: Optional[str]) -> Optional[Tuple[Any, ...]]:
         key, namespace = check_key(key), check_namespace(namespace)
-        return self._database.fetch_one(_EXPIRES, (namespace or "", key, _now()))
+        return self._database.fetch_one(EXPIRES, (namespace or "", key, _now()))
 
     def keys(self, namespace: Optional[str] = None, pattern: str = "*") -> List[str]:
         """Return the keys that match `pattern`, from one consistent look."""
         matches = matcher(pattern)
         namespace = check_namespace(namespace)
-        condition, limits = _between(literal_prefix(pattern))
+        condition, limits = between(literal_prefix(pattern))
         # Answered from the index alone, without reading values: hence the subquery instead of a
         # look at each entry's expiry.
         rows = self._database.fetch(
-            f"SELECT key FROM entries WHERE ns = {_NS}{condition} AND id NOT IN ({_EXPIRED})",
+            f"SELECT key FROM entries WHERE ns = {NS}{condition} AND id NOT IN ({EXPIRED})",
             (namespace or "", *limits, *_expired_of(namespace)),
         )
         return [key for (key,) in rows if matches is None or matches(key)]
@@ -301,15 +283,15 @@ class DiskKVStore(KVStoreProtocol):
         """Like `keys`, a page at a time; nothing is held open between two keys."""
         matches = matcher(pattern)
         namespace = check_namespace(namespace)
-        condition, limits = _between(literal_prefix(pattern))
+        condition, limits = between(literal_prefix(pattern))
 
         def pages() -> Iterator[str]:
             # Sorted, so that the next page starts where this one ended, whatever changed.
             after, sign = "", ">="
             while True:
                 rows = self._database.fetch(
-                    f"SELECT key FROM entries WHERE ns = {_NS}{condition} AND key {sign} ? "
-                    f"AND id NOT IN ({_EXPIRED}) ORDER BY key LIMIT {_PAGE}",
+                    f"SELECT key FROM entries WHERE ns = {NS}{condition} AND key {sign} ? "
+                    f"AND id NOT IN ({EXPIRED}) ORDER BY key LIMIT {_PAGE}",
                     (namespace or "", *limits, after, *_expired_of(namespace)),
                 )
                 for (key,) in rows:
@@ -325,7 +307,7 @@ class DiskKVStore(KVStoreProtocol):
         """Return the named namespaces that hold a live key."""
         rows = self._database.fetch(
             "SELECT name FROM namespaces WHERE name > '' AND name < x'' AND EXISTS "
-            f"(SELECT 1 FROM entries WHERE ns = namespaces.id AND {_LIVE})",
+            f"(SELECT 1 FROM entries WHERE ns = namespaces.id AND {LIVE})",
             (_now(),),
         )
         return [name for (name,) in rows]
@@ -339,7 +321,7 @@ class DiskKVStore(KVStoreProtocol):
             marks = ",".join("?" * len(batch))
             for row in self._database.fetch(
                 "SELECT key, value, expires, size, file, digest FROM entries "
-                f"WHERE ns = {_NS} AND key IN ({marks})",
+                f"WHERE ns = {NS} AND key IN ({marks})",
                 (namespace or "", *batch),
             ):
                 rows[row[0]] = row[1:]
@@ -362,9 +344,9 @@ class DiskKVStore(KVStoreProtocol):
             self._set_file(key, data, namespace, expires, only_new=False)
             return
         row = self._row(key, data, namespace, expires)
-        stored, changes = self._insert(_SET_QUICKLY, row, namespace)
+        stored, changes = self._insert(SET_QUICKLY, row, namespace)
         if not stored:
-            _, changes = self._insert(_SET, row, namespace)
+            _, changes = self._insert(SET, row, namespace)
         self._cleaner.after_write(len(data), changes > 1)
 
     def add(
@@ -380,7 +362,7 @@ class DiskKVStore(KVStoreProtocol):
                 return False
             return self._set_file(key, data, namespace, expires, only_new=True)
         row = (*self._row(key, data, namespace, expires), _now())
-        added, changes = self._insert(_ADD, row, namespace)
+        added, changes = self._insert(ADD, row, namespace)
         self._cleaner.after_write(len(data), changes > 1)
         return added > 0
 
@@ -433,9 +415,9 @@ class DiskKVStore(KVStoreProtocol):
 
         def work(connection: sqlite3.Connection) -> bool:
             before = connection.total_changes
-            stored = connection.executemany(_SET_QUICKLY, rows).rowcount
+            stored = connection.executemany(SET_QUICKLY, rows).rowcount
             if stored < len(rows):
-                stored += connection.executemany(_SET, rows).rowcount
+                stored += connection.executemany(SET, rows).rowcount
             return connection.total_changes - before > stored
 
         for _ in range(_PATIENCE):
@@ -477,7 +459,7 @@ class DiskKVStore(KVStoreProtocol):
     ) -> bool:
         """Store a large value: the file first, then the entry that names it."""
         digest = _digest(key, data) if self._verify else None
-        sql = _SET_FILE + (" WHERE entries.expires <= ?8" if only_new else "")
+        sql = SET_FILE + (" WHERE entries.expires <= ?8" if only_new else "")
         for _ in range(_PATIENCE):
             folder = self._make_namespace(namespace)
             file = self._folder.new_file(folder)
@@ -526,7 +508,7 @@ class DiskKVStore(KVStoreProtocol):
         key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
         expires = _deadline(milliseconds)
         touched, _ = self._database.write(
-            f"UPDATE entries SET expires = ?, noted = ? WHERE ns = {_NS} AND key = ? AND {_LIVE}",
+            f"UPDATE entries SET expires = ?, noted = ? WHERE ns = {NS} AND key = ? AND {LIVE}",
             (expires, expires, namespace or "", key, _now()),
         )
         return touched > 0
@@ -534,7 +516,7 @@ class DiskKVStore(KVStoreProtocol):
     def delete(self, key: str, namespace: Optional[str] = None) -> bool:
         """Delete `key` and return whether it was there. Atomic."""
         key, namespace = check_key(key), check_namespace(namespace)
-        deleted, changes = self._cleaner.write(_DELETE, (namespace or "", key, _now()))
+        deleted, changes = self._cleaner.write(DELETE, (namespace or "", key, _now()))
         if not deleted:
             self._delete_expired([key], namespace)
         if changes > 1:
@@ -549,7 +531,7 @@ class DiskKVStore(KVStoreProtocol):
             batch = wanted[start : start + _BATCH]
             marks = ",".join("?" * len(batch))
             rows, changes = self._cleaner.write(
-                f"DELETE FROM entries WHERE ns = {_NS} AND key IN ({marks}) AND {_LIVE}",
+                f"DELETE FROM entries WHERE ns = {NS} AND key IN ({marks}) AND {LIVE}",
                 (namespace or "", *batch, _now()),
             )
             deleted += rows
@@ -562,7 +544,7 @@ class DiskKVStore(KVStoreProtocol):
     def _delete_expired(self, keys: List[str], namespace: Optional[str]) -> None:
         """Delete what has expired, too: should the clock go back, what was deleted stays so."""
         marks = ",".join("?" * len(keys))
-        those = f"ns = {_NS} AND key IN ({marks}) AND expires <= ?"
+        those = f"ns = {NS} AND key IN ({marks}) AND expires <= ?"
         parameters = (namespace or "", *keys, _now())
         # Looked for first: most keys that are not there are not there at all.
         if self._database.fetch_one(f"SELECT 1 FROM entries WHERE {those} LIMIT 1", parameters):
@@ -574,7 +556,7 @@ class DiskKVStore(KVStoreProtocol):
         """Delete `key` and return its value. Atomic: of many callers exactly one gets it."""
         key, namespace = check_key(key), check_namespace(namespace)
         for _ in range(_PATIENCE):
-            row = self._database.fetch_one(_GET, (namespace or "", key))
+            row = self._database.fetch_one(GET, (namespace or "", key))
             # Read before it is deleted: what can't be read stays where it is.
             value = MISSING if row is None else self._load(row, key, namespace)
             if row is None or value is MISSING:
@@ -582,7 +564,7 @@ class DiskKVStore(KVStoreProtocol):
                     raise KeyNotFoundError(key, namespace)
                 return default
             deleted, changes = self._cleaner.write(
-                f"{_DELETE} AND value IS ? AND file IS ?",
+                f"{DELETE} AND value IS ? AND file IS ?",
                 (namespace or "", key, _now(), row[0], row[3]),
             )
             if changes > 1:
@@ -721,17 +703,3 @@ def _expired_of(namespace: Optional[str]) -> Tuple[Any, ...]:
 
 def _digest(key: str, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(key.encode("utf-8")))
-
-
-def _between(prefix: str) -> Tuple[str, Tuple[str, ...]]:
-    """A condition on `key` that what starts with `prefix` meets, by the order of code points."""
-    # SQLite compares UTF-8 byte by byte, which is the order of code points. What follows all keys
-    # with this prefix is the prefix with its last character raised by one.
-    stem = prefix.rstrip("\U0010ffff")
-    if not stem:
-        # All text comes before all blobs: a key that is no text is damage, and no key.
-        return (" AND key >= ? AND key < x''", (prefix,)) if prefix else (" AND key < x''", ())
-    last = ord(stem[-1]) + 1
-    if 0xD800 <= last <= 0xDFFF:  # surrogates are no characters
-        last = 0xE000
-    return " AND key >= ? AND key < ?", (prefix, stem[:-1] + chr(last))

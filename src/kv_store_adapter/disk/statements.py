@@ -1,0 +1,64 @@
+"""What `DiskKVStore` says to SQLite: the statements that more than one operation needs."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+__all__ = [
+    "ADD",
+    "DELETE",
+    "EXPIRED",
+    "EXPIRES",
+    "GET",
+    "LIVE",
+    "NS",
+    "SET",
+    "SET_FILE",
+    "SET_QUICKLY",
+    "between",
+]
+
+# The namespace's number, or NULL where there is none. '' stands for the default namespace.
+NS = "(SELECT id FROM namespaces WHERE name = ?)"
+LIVE = "(expires IS NULL OR expires > ?)"
+GET = f"SELECT value, expires, size, file, digest FROM entries WHERE ns = {NS} AND key = ?"
+_INSERT = (
+    "INSERT INTO entries(ns, key, expires, noted, size, value, digest, file) "
+    "VALUES((SELECT id FROM namespaces WHERE name = ?1), ?2, ?3, ?3, ?4, ?5, ?6, NULL)"
+)
+_KEEP_NOTE = (
+    " ON CONFLICT(ns, key) DO UPDATE SET expires = excluded.expires, size = excluded.size, "
+    "value = excluded.value, digest = excluded.digest, file = excluded.file"
+)
+_UPDATE = _KEEP_NOTE + ", noted = excluded.noted"
+# Writes nothing where the old note would be later than the new expiry: then `SET` does it.
+SET_QUICKLY = (
+    _INSERT + _KEEP_NOTE + " WHERE excluded.expires IS NULL OR entries.noted <= excluded.expires"
+)
+SET = _INSERT + _UPDATE
+ADD = _INSERT + _UPDATE + " WHERE entries.expires <= ?7"
+# A file lies in the folder of one generation of its namespace, so the entry names that one.
+SET_FILE = (
+    "INSERT INTO entries(ns, key, expires, noted, size, value, digest, file)"
+    " SELECT id, ?1, ?2, ?2, ?3, NULL, ?4, ?5 FROM namespaces WHERE name = ?6 AND folder = ?7"
+    + _UPDATE
+)
+EXPIRES = f"SELECT expires FROM entries WHERE ns = {NS} AND key = ? AND {LIVE}"
+# What has expired in a namespace. Few entries whose note is past are alive; the + makes SQLite look
+# for them by their notes and not go through the whole namespace.
+EXPIRED = f"SELECT id FROM entries WHERE noted <= ? AND +ns = {NS} AND expires <= ?"
+DELETE = f"DELETE FROM entries WHERE ns = {NS} AND key = ? AND {LIVE}"
+
+
+def between(prefix: str) -> Tuple[str, Tuple[str, ...]]:
+    """A condition on `key` that what starts with `prefix` meets, by the order of code points."""
+    # SQLite compares UTF-8 byte by byte, which is the order of code points. What follows all keys
+    # with this prefix is the prefix with its last character raised by one.
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        # All text comes before all blobs: a key that is no text is damage, and no key.
+        return (" AND key >= ? AND key < x''", (prefix,)) if prefix else (" AND key < x''", ())
+    last = ord(stem[-1]) + 1
+    if 0xD800 <= last <= 0xDFFF:  # surrogates are no characters
+        last = 0xE000
+    return " AND key >= ? AND key < ?", (prefix, stem[:-1] + chr(last))
