@@ -84,7 +84,7 @@ class Database(forking.Forkable):
         self._open = 0
         self._waiting = 0
         self._changed = threading.Condition()
-        self._writing = threading.Lock()
+        self._turn = _Turn(self.path, self.timeout)
 
     # ------------------------------------------------------------------ what the store calls
 
@@ -129,7 +129,7 @@ class Database(forking.Forkable):
             rows = self._cursors[connection].execute(sql, parameters).rowcount
             return rows, connection.total_changes - before
 
-        with self._exclusively():
+        with self._turn:
             return self._run(work, "written")
 
     def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -147,7 +147,7 @@ class Database(forking.Forkable):
                 raise
             return result
 
-        with self._exclusively():
+        with self._turn:
             return self._run(whole, "written")
 
     def rest(self) -> None:
@@ -162,9 +162,6 @@ class Database(forking.Forkable):
         self._close_idle()
 
     # ------------------------------------------------------------------ waiting, bounded
-
-    def _exclusively(self) -> _Turn:
-        return _Turn(self)
 
     def _run(self, work: Callable[[sqlite3.Connection], T], verb: str) -> T:
         deadline = 0.0
@@ -389,19 +386,20 @@ def _garbled(error: UnicodeDecodeError) -> sqlite3.DatabaseError:
 
 
 class _Turn:
-    """A turn at the writers' lock of one process, with a bounded wait."""
+    """The writers' lock of one process, with a bounded wait."""
 
-    __slots__ = ("_database", "_lock")
+    __slots__ = ("_lock", "_path", "_timeout")
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._lock = database._writing
+    def __init__(self, path: str, timeout: float) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._lock = threading.Lock()
 
     def __enter__(self) -> None:
-        if not self._lock.acquire(timeout=self._database.timeout):
+        if not self._lock.acquire(timeout=self._timeout):
             raise StoreUnavailableError(
-                f"Other threads wrote to {self._database.path} for the whole "
-                f"{self._database.timeout:g} s that were allowed. Nothing was changed by this call."
+                f"Other threads wrote to {self._path} for the whole {self._timeout:g} s that were "
+                "allowed. Nothing was changed by this call."
             )
 
     def __exit__(self, *exc_info: object) -> None:
