@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
-from kv_store_adapter import DiskKVStore, MemoryKVStore, forking
+from kv_store_adapter import DiskKVStore, MemoryKVStore, cached, forking
+from kv_store_adapter.caching import decorator, flights, health
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
@@ -102,6 +107,83 @@ def test_a_child_refreshes_stale_values_itself(tmp_path: Path) -> None:
     finally:
         for _ in range(taken):
             places.release()
+
+
+def succeeds_in_a_child(work: Callable[[], Any]) -> bool:
+    """Whether `work` is true in the child of a fork, within half a minute."""
+    with warnings.catch_warnings():
+        # Python 3.12 and later warn of forks with threads around: that is what this is about.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(30)
+        try:
+            os._exit(0 if work() else 9)
+        finally:
+            os._exit(8)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def test_a_child_computes_what_its_parent_was_computing() -> None:
+    """Nobody in the child waits for a computation of the parent's: its thread is not there."""
+    parent, inside, go_on = os.getpid(), threading.Semaphore(0), threading.Event()
+
+    @cached(MemoryKVStore())
+    def f(x: int) -> int:
+        if os.getpid() == parent:
+            inside.release()
+            go_on.wait(60)
+        return os.getpid()
+
+    with ThreadPoolExecutor(2) as pool:
+        slow = [pool.submit(f, 1), pool.submit(f.refresh, 2)]
+        try:
+            assert inside.acquire(timeout=30)
+            assert inside.acquire(timeout=30)
+            assert succeeds_in_a_child(lambda: len(f._self_cached.flow.board) == 0)
+            assert succeeds_in_a_child(lambda: f(1) == f(2) == f(1) == os.getpid())
+        finally:
+            go_on.set()
+        assert [each.result(30) for each in slow] == [parent, parent]
+    assert f(1) == parent
+
+
+@pytest.mark.parametrize("module", [decorator, flights, health])
+def test_a_lock_held_during_a_fork_is_free_in_the_child(module: Any) -> None:
+    """Whatever another thread was doing at the fork, the child decorates, computes and warns."""
+    f = cached(MemoryKVStore(), namespace="n")(lambda x: (each for each in [x]))
+
+    def work() -> bool:
+        g = cached(MemoryKVStore(), namespace="n")(lambda x: -x)
+        return g(1) == g(1) == -1 and list(f(5)) == [5]
+
+    guard = module._guard
+    with guard:
+        assert succeeds_in_a_child(work)
+    assert module._guard is guard
+    assert work()
+
+
+def test_a_child_asks_the_store_for_itself() -> None:
+    """A breaker that was open or held at the fork is closed in the child, and stays the parent's."""
+    store = MemoryKVStore()
+    f = cached(store)(lambda x: x)
+    f(1)
+    breakers = [health.health_of(store).reading, health.health_of(store).writing]
+    for breaker in breakers:
+        breaker.failed()
+
+    def work() -> bool:
+        f(1), f(2), f(2)
+        for breaker in breakers:
+            breaker.failed()
+            breaker.worked()
+        return bool(f.cache_info()[:4] == (2, 2, None, 2))
+
+    with breakers[0]._lock, breakers[1]._lock:
+        assert succeeds_in_a_child(work)
+    assert [bool(breaker.open) for breaker in breakers] == [True, True]
 
 
 def test_a_signal_while_waiting_costs_no_connection(tmp_path: Path) -> None:

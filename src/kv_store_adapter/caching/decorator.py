@@ -9,6 +9,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Optional, Tuple, Union
 
+from .. import forking
 from ..identity import qualified_name, text_of
 from ..namespace import root_of
 from ..protocol import KVStoreProtocol, check_lease
@@ -281,3 +282,12 @@ def _captured(function: Any) -> Tuple[int, ...]:
         except ValueError:  # not assigned yet, as a function's own name while it is decorated
             captured.append(0)
     return tuple(captured)
+
+
+def _after_fork() -> None:
+    # A thread that was decorating at the fork is not in the child to give it back.
+    global _guard
+    _guard = threading.Lock()
+
+
+forking.after_in_child(_after_fork)
