@@ -365,3 +365,43 @@ def test_parameter_names_do_not_matter(store: KVStoreProtocol) -> None:
 
     assert f(1, 2) == f(1, 2) == [1, 2, 3, {}]
     assert f(1, _kv_find=2, len=4, x=5) == [1, 2, 4, {"x": 5}]
+
+
+def test_wrong_calls_are_pythons_own_errors(store: KVStoreProtocol) -> None:
+    """A wrong call is the TypeError that the function itself would raise, and computes nothing."""
+
+    def bare(a: int, *, b: int, c: int = 3) -> List[int]:
+        return [a, b, c]
+
+    f = cached(store)(bare)
+    assert f(1, b=2) == f(b=2, a=1, c=3) == [1, 2, 3]
+    for args, kwargs in (((1, 2), {}), ((1,), {}), ((1, 2, 3), {"b": 4}), ((1,), {"b": 2, "d": 4})):
+        with pytest.raises(TypeError) as expected:
+            bare(*args, **kwargs)  # type: ignore[arg-type]
+        for wrong in (f, f.peek, f.cache_key):
+            with pytest.raises(TypeError) as info:
+                wrong(*args, **kwargs)
+            assert str(info.value) == str(expected.value)
+    assert f.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("name", ["import", "<lambda>", "_kv_slow", "_kv_off", "größe", "a b"])
+def test_functions_may_have_any_name(name: str) -> None:
+    """A function whose name is a keyword, no name at all, or one of ours is cached like others."""
+
+    def f(x: int) -> int:
+        calls.append(x)
+        return -x
+
+    calls: List[int] = []
+    f.__name__ = name
+    for options in ({}, {"ttl": 9, "stale": 9}):
+        g = cached(MemoryKVStore(), namespace="n", **options)(f)  # type: ignore[arg-type]
+        assert [g(1), g(1), g.peek(x=1), g.__name__] == [-1, -1, -1, name]
+    assert calls == [1, 1]
+
+
+def test_what_has_no_signature_is_refused() -> None:
+    """A builtin that does not say what it takes can't have keys; the error says what to do."""
+    with pytest.raises(TypeError, match=r"dict.*no key.*function of your own"):
+        cached(MemoryKVStore(), namespace="n")({}.update)

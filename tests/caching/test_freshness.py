@@ -192,6 +192,18 @@ def test_early_refresh_grows_towards_the_end(monkeypatch: pytest.MonkeyPatch) ->
         assert freshness.judge(envelope) is None
 
 
+def test_early_is_earlier_the_larger_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the early= refreshes twice as long before the end, and so does twice the work."""
+    monkeypatch.setattr("kv_store_adapter.caching.freshness.random.random", lambda: 0.5)
+
+    def judged(early: float, took: float) -> Any:
+        return Freshness(100, 0.0, None, early).judge(Envelope("value", NOW + 100, took, {}))
+
+    with time_machine.travel(NOW + 98, tick=False):  # ln 2 = 0.69, times both
+        assert [judged(1, 2), judged(1, 4), judged(2, 2)] == ["fresh", "early", "early"]
+        assert [judged(0.5, 4), judged(3, 1), judged(100, 0)] == ["fresh", "early", "fresh"]
+
+
 def test_early_values_are_served_and_refreshed(
     local: KVStoreProtocol, clock: time_machine.Coordinates, monkeypatch: pytest.MonkeyPatch
 ) -> None:

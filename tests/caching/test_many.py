@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any, Dict, List
 
 import pytest
@@ -121,6 +122,105 @@ def test_mistakes_are_told() -> None:
         load.cache_key([1, 2])
 
 
+def test_bad_options_are_refused() -> None:
+    """Every bad option is refused at decoration, by name."""
+    for options, error, message in (
+        ({"on_error": "ignore"}, ValueError, "on_error= is one of 'compute', 'raise'"),
+        ({"version": 1.5}, TypeError, "version= is a str or an int"),
+        ({"namespace": ""}, ValueError, "can't be empty"),
+        ({"ttl": 0}, ValueError, "above zero"),
+        ({"ttl": 9, "jitter": 2}, ValueError, "jitter="),
+        ({"jitter": 0.5}, ValueError, "need a ttl"),
+    ):
+        with pytest.raises(error, match=message):
+            cached_many(MemoryKVStore(), **options)(lambda ids: {})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="takes a store"):
+        cached_many({})  # type: ignore[arg-type]
+
+
+def test_two_functions_never_share_items(store: KVStoreProtocol) -> None:
+    """Lambdas of one name are refused, and another version= sees none of the old items."""
+    first = cached_many(store)(lambda ids: dict.fromkeys(ids, "first"))
+    with pytest.raises(ValueError, match="namespace="):
+        cached_many(store)(lambda ids: dict.fromkeys(ids, "second"))
+
+    def load(ids: List[int]) -> Dict[int, str]:
+        return dict.fromkeys(ids, answer)
+
+    answer = "old"
+    assert cached_many(store, version=1)(load)([1]) == {1: "old"}
+    answer = "new"
+    assert cached_many(store, version=2)(load)([1]) == {1: "new"}
+    assert cached_many(store, version=1)(load)([1]) == {1: "old"}
+    assert first([1]) == {1: "first"}
+
+
+def test_ignored_parameters_do_not_count(store: KVStoreProtocol) -> None:
+    """ignore= takes one name or several, as that of cached does."""
+    for ignore in ("session", ("session", "log")):
+
+        @cached_many(store, ignore=ignore, namespace=f"n-{ignore}")
+        def load(ids: List[int], session: object = None, log: Any = None) -> Dict[int, int]:
+            return {i: -i for i in ids}
+
+        assert load([1], object()) == load([1], session=object()) == {1: -1}
+        assert load.cache_info()[:2] == (1, 1)
+
+
+def test_methods_of_every_kind(store: KVStoreProtocol) -> None:
+    """Class methods, static methods, and methods asked of their class: the ids are found in all."""
+
+    class Repo:
+        def __cache_key__(self) -> str:
+            return "repo"
+
+        @cached_many(store)
+        def plain(self, ids: List[int]) -> Dict[int, int]:
+            return {i: -i for i in ids}
+
+        @cached_many(store)
+        @classmethod
+        def of_class(cls, ids: List[int]) -> Dict[int, str]:
+            return dict.fromkeys(ids, cls.__name__)
+
+        @cached_many(store)
+        @staticmethod
+        def of_none(ids: List[int]) -> Dict[int, int]:
+            return {i: i for i in ids}
+
+    class Derived(Repo):
+        pass
+
+    repo = Repo()
+    assert repo.plain([1]) == Repo.plain(repo, [1]) == {1: -1}
+    assert Repo.of_class([1]) == repo.of_class([1]) == {1: "Repo"}
+    assert Derived.of_class([1]) == {1: "Derived"}
+    assert Repo.of_none([1]) == repo.of_none([1]) == {1: 1}
+    assert Repo.of_class.cache_parameters()["ids"] == "ids"
+    for each, hits, misses in ((Repo.plain, 1, 1), (Repo.of_class, 1, 2), (Repo.of_none, 1, 1)):
+        assert each.cache_info()[:2] == (hits, misses)
+
+
+def test_errors_say_which_function_and_what() -> None:
+    """Errors name the function by its qualified name, or by its place, and what it returned."""
+    store = MemoryKVStore()
+
+    class Repo:
+        @staticmethod
+        def load(ids: List[int], kind: Any) -> Any:
+            return kind(ids)
+
+    mine = f"{Repo.load.__qualname__}\\(\\) "
+    load = cached_many(store)(Repo.load)
+    nameless = cached_many(store, namespace="place")(functools.partial(Repo.load, kind=tuple))
+    with pytest.raises(TypeError, match=f"^{mine}takes a list"):
+        load("ab", list)
+    with pytest.raises(TypeError, match=f"^{mine}returned a tuple, not a dictionary"):
+        load([1], tuple)
+    with pytest.raises(TypeError, match=r"^place\(\) returned a tuple"):
+        nameless([1])
+
+
 def test_the_switch_holds_here_too() -> None:
     """caching_disabled() makes it call its function with all ids."""
     calls: List[List[int]] = []
@@ -134,6 +234,21 @@ def test_the_switch_holds_here_too() -> None:
     with caching_disabled():
         load([1, 2])
     assert calls == [[1], [1, 2]]
+
+
+def test_one_store_is_switched_off_and_another_is_not() -> None:
+    """caching_disabled(store) reaches functions of many ids in that store and its views only."""
+    store, other = MemoryKVStore(), MemoryKVStore()
+    load = cached_many(store.namespace("view"), namespace="n")(lambda ids: dict.fromkeys(ids))
+    load([1])
+    with caching_disabled(other):
+        load([1])
+    assert load.cache_info()[:2] == (1, 1)
+    with caching_disabled(store):
+        load([1])
+        load([2])
+    assert load.cache_info()[:2] == (1, 1)
+    assert load.peek([1, 2]) == {1: None}
 
 
 def test_items_live_as_long_as_they_are_told(store: KVStoreProtocol) -> None:

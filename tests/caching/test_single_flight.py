@@ -140,6 +140,46 @@ def test_a_finished_key_is_not_computed_again(store: KVStoreProtocol) -> None:
     assert sorted(calls) == list(range(30))
 
 
+def test_a_miss_of_before_a_landing_is_looked_at_again() -> None:
+    """Who looked before another computed this key finds it then, whatever landed earlier."""
+    calls: List[int] = []
+    late, looked, go_on = threading.local(), threading.Event(), threading.Event()
+
+    class Slow(MemoryKVStore):
+        waits = True  # so that every look goes by way of this reader
+
+        def reader(self, namespace: Any = None) -> Any:
+            read = super().reader(namespace)
+
+            def ask(key: str) -> Any:
+                found = read(key)
+                if getattr(late, "once", False):
+                    late.once = False
+                    looked.set()
+                    go_on.wait(30)
+                return found
+
+            return ask
+
+    @cached(Slow())
+    def f(x: int) -> int:
+        calls.append(x)
+        return x
+
+    def come_late() -> int:
+        late.once = True
+        return f(3)
+
+    f(1), f(2)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(come_late)
+        assert looked.wait(30)
+        assert f(3) == 3
+        go_on.set()
+        assert other.result(30) == 3
+    assert calls == [1, 2, 3]
+
+
 def test_who_waits_too_long_computes(caplog: pytest.LogCaptureFixture) -> None:
     """After lock_timeout a waiter computes for itself, with a warning."""
     hanging, release = threading.Event(), threading.Event()
@@ -357,6 +397,21 @@ def test_a_child_task_that_needs_the_same_key_computes() -> None:
         return x
 
     assert asyncio.run(asyncio.wait_for(f(5), 30)) == 5
+
+
+def test_tasks_that_need_each_others_parts_compute_each_once() -> None:
+    """A recursion that gathers its parts waits all over the place, and is through at once."""
+    calls: List[int] = []
+
+    @cached(MemoryKVStore())
+    async def fibonacci(n: int) -> int:
+        calls.append(n)
+        if n < 2:
+            return n
+        return sum(await asyncio.gather(fibonacci(n - 1), fibonacci(n - 2)))
+
+    assert asyncio.run(asyncio.wait_for(fibonacci(60), 60)) == 1548008755920
+    assert sorted(calls) == list(range(61))
 
 
 def test_tasks_on_two_loops_share_one_computation() -> None:

@@ -296,3 +296,58 @@ def test_warnings_of_a_minute_are_of_one_function_and_kind(
     clock[0] += 60
     health.warn("f", "a", "trouble with %s", "x")
     assert caplog.records[-1].getMessage() == "f(): trouble with x"
+
+
+def test_a_first_warning_comes_however_young_the_clock_is(
+    clock: List[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The minute of quiet begins with a warning, not with the machine: its clock starts at zero."""
+    clock[0] = 5.0
+    health.warn("f", "kind", "trouble with %s", "x")
+    health.warn("f", "kind", "trouble with %s", "x")
+    assert [record.getMessage() for record in caplog.records] == ["f(): trouble with x"]
+
+
+def test_all_functions_of_a_store_share_its_breaker(clock: List[float]) -> None:
+    """What one function found out about a store and its views costs the others nothing."""
+    store, other = Broken(), Broken()
+    f = cached(store, namespace="f")(lambda x: x)
+    g = cached(store.namespace("view"), namespace="g")(lambda x: x)
+    many = cached_many(store, namespace="many")(lambda ids: dict.fromkeys(ids, 7))
+    elsewhere = cached(other, namespace="f")(lambda x: x)
+    store.down = True
+    assert [f(1), g(1), many([1]), f(2)] == [1, 1, {1: 7}, 2]
+    assert store.asked == 1
+    elsewhere(1)
+    assert elsewhere(1) == 1
+    assert elsewhere.cache_info().hits == 1
+
+
+@pytest.mark.parametrize("fails", ["reading", "writing"])
+def test_warnings_of_many_name_an_entry(fails: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Who reads the log learns which function, doing what, with which of its entries."""
+
+    class Failing(MemoryKVStore):
+        def get_many(self, *args: Any, **kwargs: Any) -> Any:
+            if fails == "reading":
+                raise StoreUnavailableError("no reading")
+            return super().get_many(*args, **kwargs)
+
+        def set_many(self, *args: Any, **kwargs: Any) -> None:
+            if fails == "writing":
+                raise StoreUnavailableError("no writing")
+            super().set_many(*args, **kwargs)
+
+    @cached_many(Failing(), namespace="n")
+    def load(ids: List[int]) -> Any:
+        return dict.fromkeys(ids, 1)
+
+    assert load([7, 8]) == {7: 1, 8: 1}
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith(
+        "test_warnings_of_many_name_an_entry.<locals>.load(): the store could"
+    )
+    assert f"not {fails[:4]}" in message
+    assert "load(ids=7)'" in message
+    assert f"StoreUnavailableError: no {fails}" in message
