@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import gc
 import inspect
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -195,12 +197,12 @@ def test_what_is_no_function_is_refused() -> None:
         ({"stale": 5}, ValueError, "need a ttl"),
         ({"ttl": 5, "jitter": 1.5}, ValueError, "from 0 to 1"),
         ({"ttl": 5, "jitter": True}, TypeError, "not bool"),
-        ({"lock": "redis"}, ValueError, "'store'"),
-        ({"on_error": "ignore"}, ValueError, "'raise'"),
+        ({"lock": "redis"}, ValueError, "^lock= is one of None, 'store', not 'redis'"),
+        ({"on_error": "ignore"}, ValueError, "^on_error= is one of 'compute', 'raise', not"),
         ({"version": 1.5}, TypeError, "str or an int"),
         ({"ignore": ("y",)}, ValueError, "does not have"),
         ({"key": "user:{y}"}, ValueError, "names 'y'"),
-        ({"key": 5}, TypeError, "template or a function"),
+        ({"key": 5}, TypeError, "template or a function, not int"),
         ({"namespace": ""}, ValueError, "can't be empty"),
         ({"lock_ttl": None}, TypeError, "not None"),
     ],
@@ -405,3 +407,132 @@ def test_what_has_no_signature_is_refused() -> None:
     """A builtin that does not say what it takes can't have keys; the error says what to do."""
     with pytest.raises(TypeError, match=r"dict.*no key.*function of your own"):
         cached(MemoryKVStore(), namespace="n")({}.update)
+
+
+def test_its_parameters_are_told() -> None:
+    """cache_parameters() has what the decorator was told, and where results are stored."""
+    f = cached(MemoryKVStore())(Model.__cache_key__)
+    defaults = {
+        "maxsize": None,
+        "typed": True,
+        "ttl": None,
+        "namespace": f"{__name__}.Model.__cache_key__",
+        "key": None,
+        "ignore": (),
+        "version": None,
+        "jitter": 0.0,
+        "cache_if": None,
+        "stale": None,
+        "early": 0.0,
+        "tags": (),
+        "lock": None,
+        "lock_ttl": 10.0,
+        "lock_timeout": 60.0,
+        "on_error": "compute",
+    }
+    assert f.cache_parameters() == defaults
+    f.cache_parameters().clear()
+    assert f.cache_parameters() == defaults
+    told = {
+        "ttl": 60,
+        "namespace": "n",
+        "key": "{x}",
+        "ignore": ("y",),
+        "version": 2,
+        "jitter": 0.5,
+        "cache_if": bool,
+        "stale": 9,
+        "early": 1.0,
+        "tags": ("a", "b"),
+        "lock": "store",
+        "lock_ttl": 5,
+        "lock_timeout": 6,
+        "on_error": "raise",
+    }
+    g = cached(MemoryKVStore(), **told)(lambda x, y: x)  # type: ignore[arg-type]
+    assert g.cache_parameters() == {"maxsize": None, "typed": True, **told}
+
+
+def test_functions_are_named_in_errors() -> None:
+    """Errors name a function by its qualified name, and one that has none by its namespace."""
+    store = MemoryKVStore()
+    partial = functools.partial(divmod, 3)
+    with pytest.raises(TypeError, match="^A partial has no name .* pass namespace="):
+        cached(store)(partial)
+    with pytest.raises(UnkeyableArgumentError, match=r" of place\(\) "):
+        cached(store, namespace="place")(partial)(object())
+
+    class Inner:
+        @cached(store, ignore=("self",))
+        def method(self, x: object) -> None:
+            """Do nothing."""
+
+    name = "test_functions_are_named_in_errors.<locals>.Inner.method"
+    with pytest.raises(UnkeyableArgumentError, match=rf" of {name}\(\) "):
+        Inner().method(object())
+    assert f"<cached {name} in " in repr(Inner.method)
+
+
+def test_two_functions_with_one_template_in_one_place_are_refused() -> None:
+    """They would take each other's results: refused at decoration, by whatever way they meet."""
+    store = MemoryKVStore()
+
+    def f(x: int) -> str:
+        return "f"
+
+    def g(x: int) -> str:
+        return "g"
+
+    first = cached(store, namespace="a:b", key="{x}")(f)
+    for place, namespace in ((store, "a:b"), (store.namespace("a"), "b")):
+        with pytest.raises(
+            ValueError, match=r"\.g\(\) would store its results where .*\.f\(\) does"
+        ):
+            cached(place, namespace=namespace, key="{x}")(g)
+    assert cached(store, namespace="a:b", key="g{x}")(g)(1) == "g"
+    assert cached(store.namespace("c"), namespace="b", key="{x}")(g)(1) == "g"
+    assert cached(MemoryKVStore(), namespace="a:b", key="{x}")(g)(1) == "g"
+    assert first(1) == "f"
+    del first, f
+    gc.collect()
+    assert cached(store, namespace="a:b", key="{x}")(g)(1) == "f"  # who is gone is in nobody's way
+
+
+def test_closures_that_share_their_results_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Made again by its outer function with something else in it: a warning says what to do."""
+    store = MemoryKVStore()
+
+    def scaler(factor: Any) -> Any:
+        @cached(store)
+        def scaled(n: int) -> Any:
+            return factor(n)
+
+        return scaled
+
+    kept = [scaler(abs), scaler(abs)]
+    assert caplog.records == []
+    kept.append(scaler(hash))
+    (record,) = caplog.records
+    assert record.name == "kv_store_adapter"
+    message = record.getMessage()
+    assert "scaler.<locals>.scaled() was decorated twice" in message
+    assert "namespace=" in message
+
+
+def test_functions_may_be_made_anew(caplog: pytest.LogCaptureFixture) -> None:
+    """Defined again in a notebook, or made again by an outer function: no error and no warning."""
+    store = MemoryKVStore()
+
+    def make() -> Any:
+        return cached(store)(lambda x: x)
+
+    def define(answer: int) -> Any:
+        scope = {"__name__": "notebook"}
+        exec(f"def f(x): return {answer}", scope)
+        return cached(store)(scope["f"])
+
+    kept = [make(), make(), define(1), define(2)]
+    assert [f(7) for f in kept] == [7, 7, 1, 1]
+    assert kept[3].invalidate(7) is True
+    assert kept[3](7) == 2
+    assert caplog.records == []

@@ -7,12 +7,20 @@ import multiprocessing
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Callable, List
 
 import pytest
 
-from kv_store_adapter import DiskKVStore, KVStoreProtocol, MemoryKVStore, RedisKVStore, cached
+from kv_store_adapter import (
+    DiskKVStore,
+    KVStoreProtocol,
+    LockTimeoutError,
+    MemoryKVStore,
+    RedisKVStore,
+    cached,
+)
 from kv_store_adapter.caching import flights
 
 
@@ -246,6 +254,48 @@ def test_bookkeeping_empties_itself(store: KVStoreProtocol) -> None:
     assert len(f._self_cached.flow.board) == 0
     assert not _thread_locks
     assert flights.chain.get() == ()
+
+
+def test_the_lock_is_the_stores_own(store: KVStoreProtocol) -> None:
+    """While the body runs, nobody else gets the store's lock on that key; afterwards anybody does."""
+
+    def is_held(key: str) -> bool:
+        try:
+            with store.lock(key, "n", timeout=0.0):
+                return False
+        except LockTimeoutError:
+            return True
+
+    @cached(store, lock="store", namespace="n", key="f{x}")
+    def f(x: int) -> List[bool]:
+        return [is_held(f"f{x}"), is_held("f")]
+
+    @cached(store, lock="store", namespace="n", key="g{x}")
+    async def g(x: int) -> List[bool]:
+        return [is_held(f"g{x}"), is_held("g")]
+
+    assert f(1) == asyncio.run(g(1)) == [True, False]
+    assert f.refresh(2) == [False, False]
+    assert [is_held("f1"), is_held("g1")] == [False, False]
+
+
+def test_the_lease_is_as_long_as_was_told() -> None:
+    """lock_ttl= is the lease of the store's lock, plainly and with await."""
+    seen: List[Any] = []
+
+    class Watched(MemoryKVStore):
+        def _lease(self, key: str, namespace: Any, ttl_ms: int) -> Any:
+            seen.append((key, namespace, ttl_ms))
+            return super()._lease(key, namespace, ttl_ms)
+
+    f = cached(Watched(), namespace="a", lock="store", lock_ttl=timedelta(seconds=4))(lambda: 1)
+
+    @cached(Watched(), namespace="b", lock="store", lock_ttl=0.5, key="g")
+    async def g() -> int:
+        return 2
+
+    assert [f(), asyncio.run(g())] == [1, 2]
+    assert seen == [(f.cache_key(), "a", 4000), ("g", "b", 500)]
 
 
 def _count_and_call(where: str, folder: str, start: Any, done: Any) -> None:
