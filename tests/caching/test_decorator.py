@@ -509,8 +509,15 @@ def test_closures_that_share_their_results_are_warned_of(caplog: pytest.LogCaptu
 
         return scaled
 
-    kept = [scaler(abs), scaler(abs)]
-    assert caplog.records == []
+    def recursion() -> Any:
+        @cached(store)
+        def factorial(n: int) -> int:
+            return n * factorial(n - 1) if n else 1
+
+        return factorial
+
+    kept = [scaler(abs), scaler(abs), recursion(), recursion()]
+    assert caplog.records == []  # what they captured is the same: of the latter each has itself
     kept.append(scaler(hash))
     (record,) = caplog.records
     assert record.name == "kv_store_adapter"

@@ -263,7 +263,8 @@ def _may_follow(earlier: Any, function: Any) -> bool:
     code = getattr(function, "__code__", None)
     if getattr(earlier, "__code__", None) is not code:
         return "<lambda>" not in function.__qualname__
-    if _captured(earlier) != _captured(function):
+    # What is not assigned yet, as the function's own name, can't be told from what was before.
+    if any(now and then != now for then, now in zip(_captured(earlier), _captured(function))):
         _log.warning(
             "%s() was decorated twice for one store, with different captured variables: both "
             "share their results. Give each a namespace= of its own, or pass what differs as an "
@@ -274,12 +275,12 @@ def _may_follow(earlier: Any, function: Any) -> bool:
 
 
 def _captured(function: Any) -> Tuple[int, ...]:
-    """Which objects a closure has captured, by identity; empty cells count as such."""
+    """Which objects a closure has captured, by identity; 0 for an empty cell."""
     captured = []
     for cell in getattr(function, "__closure__", None) or ():
         try:
             captured.append(id(cell.cell_contents))
-        except ValueError:  # not assigned yet, as a function's own name while it is decorated
+        except ValueError:  # as a function's own name while it is decorated
             captured.append(0)
     return tuple(captured)
 
