@@ -131,6 +131,7 @@ def test_bad_options_are_refused() -> None:
         ({"ttl": 0}, ValueError, "above zero"),
         ({"ttl": 9, "jitter": 2}, ValueError, "jitter="),
         ({"jitter": 0.5}, ValueError, "need a ttl"),
+        ({"ttl": lambda result, ids: 60}, TypeError, "ttl= .* not a function"),
     ):
         with pytest.raises(error, match=message):
             cached_many(MemoryKVStore(), **options)(lambda ids: {})  # type: ignore[arg-type]

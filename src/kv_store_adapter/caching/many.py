@@ -64,6 +64,8 @@ def cached_many(
         ({1: 1, 2: 4}, {2: 4, 3: 9})
     """
     check_store(store)
+    if callable(ttl):
+        raise TypeError("ttl= of @cached_many is seconds or a timedelta, not a function.")
     ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     options = Options(
         freshness=Freshness(ttl, jitter, None, 0.0),
