@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import gc
 import inspect
 import pickle
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, List, Optional, get_type_hints
@@ -44,6 +46,26 @@ class Model:
     def scaled(self, factor: int) -> str:
         """Repeat."""
         return self.name * factor
+
+    @cached(_module_store)
+    @classmethod
+    def named(cls, number: int) -> List[Any]:
+        return [cls.__name__, number]
+
+    @classmethod
+    @cached(_module_store)
+    def named_too(cls, number: int) -> List[Any]:
+        return [cls.__name__, -number]
+
+    @cached(_module_store)
+    @staticmethod
+    def negative(number: int) -> int:
+        return -number
+
+    @staticmethod
+    @cached(_module_store)
+    def negative_too(number: int) -> int:
+        return -number
 
 
 def test_one_call_is_one_entry(store: KVStoreProtocol) -> None:
@@ -156,6 +178,18 @@ def test_pickles_by_name() -> None:
     assert pickle.loads(pickle.dumps(Model.scaled)) is Model.__dict__["scaled"]
 
 
+def test_methods_of_every_kind_pickle_by_name() -> None:
+    """Class methods and static methods pickle as they are asked of a class, in either order."""
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        for name in ("named", "named_too", "negative", "negative_too"):
+            for owner in (Model, Model("ab")):
+                method = getattr(owner, name)
+                assert pickle.loads(pickle.dumps(method, protocol))(3) == method(3)
+        for name in ("named", "negative"):
+            itself = Model.__dict__[name]
+            assert pickle.loads(pickle.dumps(itself, protocol)) is itself
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_works_in_a_process_pool(method: str) -> None:
     """A process pool runs decorated functions, forked and spawned."""
@@ -173,16 +207,26 @@ def test_generators_are_refused() -> None:
     async def aitems() -> Any:
         yield 1
 
-    for function in (items, aitems):
-        with pytest.raises(TypeError, match="Return a list"):
-            cached(MemoryKVStore())(function)
+    class Items:
+        def __call__(self) -> Any:
+            yield 1
+
+    for function in (items, aitems, Items(), staticmethod(items)):
+        with pytest.raises(TypeError, match=r"\(\) is a generator function.* Return a list"):
+            cached(MemoryKVStore(), namespace="n")(function)  # type: ignore[arg-type]
 
 
 def test_what_is_no_function_is_refused() -> None:
     """Forgotten parentheses, classes and properties are refused with a sentence."""
     with pytest.raises(TypeError, match=r"write @cached\(store\)"):
         cached(lambda: 1)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="is a class"):
+    for no_store in (MemoryKVStore, {}, None):
+        with pytest.raises(TypeError, match="takes a store, not"):
+            cached(no_store)  # type: ignore[arg-type]
+    for nothing in (5, None, "f"):
+        with pytest.raises(TypeError, match="functions, not (int|NoneType|str)"):
+            cached(MemoryKVStore(), namespace="n")(nothing)  # type: ignore[type-var]
+    with pytest.raises(TypeError, match="Model is a class"):
         cached(MemoryKVStore())(Model)
     with pytest.raises(TypeError, match="put @property above"):
         cached(MemoryKVStore())(property(lambda self: 1))
@@ -543,3 +587,83 @@ def test_functions_may_be_made_anew(caplog: pytest.LogCaptureFixture) -> None:
     assert kept[3].invalidate(7) is True
     assert kept[3](7) == 2
     assert caplog.records == []
+
+
+def test_objects_that_are_called_are_functions_too(store: KVStoreProtocol) -> None:
+    """An object with __call__ is cached, and awaited where that is a coroutine function."""
+
+    class Adds:
+        def __call__(self, x: int, y: int = 1) -> int:
+            calls.append(x)
+            return x + y
+
+    class AddsLater:
+        async def __call__(self, x: int, y: int = 1) -> int:
+            calls.append(x)
+            return x + y
+
+    calls: List[int] = []
+    adds = cached(store, namespace="a")(Adds())
+    later = cached(store, namespace="b")(AddsLater())
+
+    async def main() -> List[int]:
+        return [await later(3), await later(x=3, y=1), await later.peek(3)]
+
+    assert [adds(1), adds(1, 1), adds.peek(x=1)] == [2, 2, 2]
+    assert asyncio.run(main()) == [4, 4, 4]
+    assert calls == [1, 3]
+
+
+def test_currsize_is_told_where_nobody_has_to_be_asked(store: KVStoreProtocol) -> None:
+    """cache_info() counts a memory store's results; asks no disk or server, nor a closed store."""
+
+    @cached(store)
+    def f(x: int) -> int:
+        return x
+
+    f(1), f(2), f(2)
+    info = f.cache_info()
+    assert info._asdict() == {
+        "hits": 1,
+        "misses": 2,
+        "maxsize": None,
+        "currsize": None if store.waits else 2,
+        "stale": 0,
+        "errors": 0,
+        "waits": 0,
+    }
+    store.close()
+    assert f.cache_info() == info._replace(currsize=None)
+
+
+def test_hits_are_those_of_the_call(store: KVStoreProtocol) -> None:
+    """A hit is of these arguments and this function, whatever was asked before or lies elsewhere."""
+
+    @cached(store, namespace="n")
+    def one(x: Any) -> List[Any]:
+        return [x]
+
+    @cached(store, namespace="n")
+    def two(x: Any, y: Any) -> List[Any]:
+        return [x, y]
+
+    arguments = [None, 1, "1", 0, "", "None", -1]
+    for key in (one.cache_key(1), two.cache_key(1, 1)):
+        store.set(key, "of nobody")
+        store.set(key, "of somebody else", "m")
+    for _ in range(3):
+        for x in arguments:
+            assert one(x) == [x]
+            assert [two(x, y) for y in arguments] == [[x, y] for y in arguments]
+    assert one.cache_info()[:2] == (14, 7)
+    assert two.cache_info()[:2] == (98, 49)
+
+
+def test_long_arguments_are_not_held_on_to() -> None:
+    """Of a call whose key is a digest nothing is kept but the result."""
+    f = cached(MemoryKVStore())(len)
+    text = "x" * 10_000
+    before = sys.getrefcount(text)
+    assert f(text) == f(text) == 10_000
+    assert sys.getrefcount(text) == before
+    assert f.cache_info().hits == 1
