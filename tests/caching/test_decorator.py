@@ -17,6 +17,7 @@ import pytest
 import time_machine
 
 from kv_store_adapter import (
+    KeyNotFoundError,
     KVStoreProtocol,
     MemoryKVStore,
     UnkeyableArgumentError,
@@ -272,8 +273,10 @@ def test_each_function_has_its_namespace(store: KVStoreProtocol) -> None:
     assert len(store.list_namespaces()) == 2
     f.cache_clear()
     assert g.peek(1) == "g"
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyNotFoundError) as info:
         f.peek(1)
+    assert info.value.key == f.cache_key(1)
+    assert info.value.namespace == f.cache_parameters()["namespace"]
 
 
 def test_functions_in_one_namespace_stay_apart(store: KVStoreProtocol) -> None:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import multiprocessing
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Callable, List
 
 import pytest
+import time_machine
 
 from kv_store_adapter import (
     DiskKVStore,
     KVStoreProtocol,
     LockTimeoutError,
     MemoryKVStore,
+    PickleSerializer,
     RedisKVStore,
     cached,
 )
-from kv_store_adapter.caching import flights
+from kv_store_adapter.caching import drivers, flights
 
 
 def together(number: int, work: Callable[[int], Any]) -> List[Any]:
@@ -296,6 +300,107 @@ def test_the_lease_is_as_long_as_was_told() -> None:
 
     assert [f(), asyncio.run(g())] == [1, 2]
     assert seen == [(f.cache_key(), "a", 4000), ("g", "b", 500)]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_lock_held_by_somebody_else_is_waited_for(
+    is_async: bool, store: KVStoreProtocol, caplog: pytest.LogCaptureFixture
+) -> None:
+    """lock_timeout= is how long; then the call computes without the lock, with a warning."""
+    options: Any = {"lock": "store", "lock_timeout": 0.05, "namespace": "n"}
+
+    @cached(store, key="{x}", **options)
+    def f(x: int) -> int:
+        return x
+
+    @cached(store, key="async {x}", **options)
+    async def g(x: int) -> int:
+        return x
+
+    def call(x: int) -> int:
+        return asyncio.run(g(x)) if is_async else f(x)
+
+    started = time.monotonic()
+    with store.lock("async 1" if is_async else "1", "n"):
+        assert call(1) == 1
+        assert "the lock on" in caplog.text
+        assert "could not be had; computing without it" in caplog.text
+        caplog.clear()
+        assert [call(1), call(2)] == [1, 2]  # a hit needs none, and nobody holds another key's
+    assert time.monotonic() - started < 20
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_serializer_may_call_the_function(is_async: bool) -> None:
+    """A call that reaches itself while its result is written computes instead of waiting."""
+    depth: List[int] = []
+
+    class Calling(PickleSerializer):
+        def dumps(self, value: Any) -> bytes:
+            depth.append(value)
+            if len(depth) < 3:
+                assert again(1) == 1
+            return super().dumps(value)
+
+    store = MemoryKVStore(serializer=Calling())
+    if is_async:
+
+        @cached(store, lock_timeout=600, on_error="raise")
+        async def g(x: int) -> int:
+            return x
+
+        def again(x: int) -> int:
+            # On a thread of its own, because this one's loop is running; in the same context.
+            with ThreadPoolExecutor(1) as pool:
+                context = contextvars.copy_context()
+                return pool.submit(context.run, asyncio.run, g(x)).result(60)
+
+        assert asyncio.run(g(1)) == 1
+    else:
+
+        @cached(store, lock_timeout=600, on_error="raise")
+        def f(x: int) -> int:
+            return x
+
+        again = f
+        assert f(1) == 1
+    assert len(depth) == 3
+
+
+def test_refreshes_beyond_the_places_are_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where as many refreshes run as may, the old value is served at once, and refreshed later."""
+    places = threading.BoundedSemaphore(1)
+    monkeypatch.setattr(drivers, "_refreshing", places)
+    refreshed = threading.Event()
+    daemons: List[bool] = []
+
+    @cached(MemoryKVStore(), ttl=10, stale=600)
+    def f() -> str:
+        if daemons == []:
+            daemons.append(threading.current_thread().daemon)
+            return "old"
+        daemons.append(threading.current_thread().daemon)
+        refreshed.set()
+        return "new"
+
+    with time_machine.travel(1_700_000_000, tick=False) as clock, ThreadPoolExecutor(1) as pool:
+        assert f() == "old"
+        clock.shift(11)
+        assert places.acquire(blocking=False)
+        try:
+            assert pool.submit(f).result(30) == "old"
+            assert not refreshed.is_set()
+            assert len(f._self_cached.flow.board) == 0
+        finally:
+            places.release()
+        assert f() == "old"
+        assert refreshed.wait(30)
+        # The place is given back, for the next one; it is a daemon's, which keeps no program alive.
+        assert places.acquire(timeout=30)
+        places.release()
+        assert f() == "new"
+    assert daemons == [threading.current_thread().daemon, True]
 
 
 def _count_and_call(where: str, folder: str, start: Any, done: Any) -> None:
