@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, Iterator, List, Tuple
 
 import pytest
 import time_machine
 
-from kv_store_adapter import DiskKVStore, InvalidTTLError, KVStoreProtocol, MemoryKVStore, cached
+from kv_store_adapter import (
+    DiskKVStore,
+    InvalidTTLError,
+    KVStoreProtocol,
+    LockTimeoutError,
+    MemoryKVStore,
+    cached,
+)
 from kv_store_adapter.caching.freshness import Envelope, Freshness
 
 NOW = 1_700_000_000
@@ -344,3 +352,208 @@ def test_an_envelope_is_told_from_what_looks_like_one() -> None:
         changed = list(packed)
         changed[place] = wrong
         assert Envelope.unpack(changed) is None
+
+
+class Refreshing:
+    """A function in a store whose refreshes can be held up, and say what they meet."""
+
+    def __init__(self, **options: Any) -> None:
+        self.store = MemoryKVStore()
+        self.calls = 0
+        self.inside = threading.Semaphore(0)
+        self.go_on = threading.Event()
+        self.locked: List[bool] = []
+        self.fails = False
+        self.cached = cached(
+            self.store, ttl=10, stale=60, key="f{x}", namespace="n", lock_timeout=30, **options
+        )(self.body)
+
+    def body(self, x: int) -> int:
+        self.calls += 1
+        mine = self.calls
+        self.locked.append(self.is_locked(f"~f{x}"))
+        if mine > 1:
+            self.inside.release()
+            assert self.go_on.wait(30)
+        if self.fails:
+            raise ConnectionError("upstream is down")
+        return mine
+
+    def is_locked(self, key: str) -> bool:
+        try:
+            with self.store.lock(key, "n", timeout=0.0):
+                return False
+        except LockTimeoutError:
+            return True
+
+
+@pytest.mark.parametrize("lock", [None, "store"])
+def test_one_caller_refreshes_and_the_others_are_served(
+    lock: Any, clock: time_machine.Coordinates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one refresh runs, under the store's lock if so told, everybody gets the old value."""
+    died: List[Any] = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    f = Refreshing(lock=lock)
+    assert f.cached(1) == 1
+    clock.shift(11)
+    assert f.cached(1) == 1
+    assert f.inside.acquire(timeout=30)
+    assert [f.cached(1) for _ in range(5)] == [1] * 5
+    f.go_on.set()
+    settle(f.cached)
+    assert [f.cached(1), f.calls] == [2, 2]
+    assert f.locked == [lock is not None] * 2
+    for _ in range(2000):  # the lock is given back when the result is there already
+        if not f.is_locked("~f1"):
+            break
+        threading.Event().wait(0.005)
+    assert not f.is_locked("~f1")
+    info = f.cached.cache_info()
+    assert (info.hits, info.misses, info.stale, info.errors, info.waits) == (1, 1, 6, 0, 0)
+    assert died == []
+
+
+def test_who_comes_too_late_for_the_old_value_waits_for_the_refresh(
+    clock: time_machine.Coordinates,
+) -> None:
+    """Past stale= a caller shares what the refresh that is under way gives, or raises."""
+    for fails in (False, True):
+        f = Refreshing()
+        assert f.cached(1) == 1
+        clock.shift(11)
+        assert f.cached(1) == 1
+        assert f.inside.acquire(timeout=30)
+        clock.shift(60)
+        f.fails = fails
+        with ThreadPoolExecutor(1) as pool:
+            late = pool.submit(f.cached, 1)
+            for _ in range(6000):
+                if f.cached.cache_info().waits:
+                    break
+                threading.Event().wait(0.005)
+            f.go_on.set()
+            if fails:
+                with pytest.raises(ConnectionError, match="upstream is down"):
+                    late.result(30)
+            else:
+                assert late.result(30) == 2
+        assert f.calls == 2
+
+
+def test_another_process_that_has_the_lock_refreshes(
+    clock: time_machine.Coordinates, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With lock="store" a refresh never waits for the lock; what another one stored is taken."""
+    f = Refreshing(lock="store")
+    f.go_on.set()
+    assert f.cached(1) == 1
+    clock.shift(11)
+    with f.store.lock("~f1", "n"):
+        assert f.cached(1) == 1
+        settle(f.cached)
+    assert f.calls == 1
+    # Another process refreshed it after we looked: found under the lock.
+    lock, took = f.store.lock, threading.Event()
+
+    def overtaken(*args: Any, **kwargs: Any) -> Any:
+        if not took.is_set():
+            took.set()
+            f.store.set("~f1", Envelope(7, NOW + 30.0, 0.0, {}).pack(), "n")
+        return lock(*args, **kwargs)
+
+    f.store.lock = overtaken  # type: ignore[method-assign]
+    assert f.cached(1) == 1
+    assert took.wait(30)
+    settle(f.cached)
+    assert [f.cached(1), f.calls] == [7, 1]
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("lock", [None, "store"])
+def test_a_refresh_may_need_what_is_being_computed(
+    lock: Any, clock: time_machine.Coordinates
+) -> None:
+    """A refresh waits for another function's result; holding a store's lock it computes instead."""
+    store, inside, go_on = MemoryKVStore(), threading.Event(), threading.Event()
+    calls: List[str] = []
+    version = ["old"]
+
+    @cached(store, namespace="g")
+    def g() -> str:
+        calls.append(version[0])
+        if calls.count("new") == 1:
+            inside.set()
+            go_on.wait(30)
+        return version[0]
+
+    @cached(store, ttl=10, stale=60, lock=lock, namespace="f")
+    def f(x: int) -> str:
+        return f"{g()} {x}"
+
+    assert f(1) == "old 1"
+    g.cache_clear()
+    version[:] = ["new"]
+    clock.shift(11)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(g)
+        assert inside.wait(30)
+        assert f(1) == "old 1"
+        if lock is None:
+            for _ in range(6000):
+                if g.cache_info().waits:
+                    break
+                threading.Event().wait(0.005)
+            assert g.cache_info().waits == 1
+            go_on.set()
+        settle(f)  # with the lock it is through while the other one still computes
+        go_on.set()
+        assert slow.result(30) == "new"
+    assert f(1) == "new 1"
+    assert calls == ["old", "new"] if lock is None else ["old", "new", "new"]
+    assert f.cache_info().errors == 0
+
+
+@pytest.mark.parametrize("what", ["body", "cache_if", "ttl"])
+def test_whatever_fails_in_a_refresh_is_told(
+    what: str, clock: time_machine.Coordinates, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the background nobody else would hear of it: a warning names function, call and error."""
+    fails = False
+
+    def fail(where: str) -> None:
+        if fails and what == where:
+            raise ConnectionError("upstream is down")
+
+    def lifetime(*args: Any) -> int:
+        fail("ttl")
+        return 10
+
+    def keep(result: Any) -> bool:
+        fail("cache_if")
+        return True
+
+    @cached(MemoryKVStore(), ttl=lifetime, cache_if=keep, stale=60, key="f{x}", namespace="n")
+    def f(x: int) -> int:
+        fail("body")
+        return x
+
+    assert f(1) == 1
+    clock.shift(11)
+    fails = True
+    assert f(1) == 1
+    for _ in range(6000):
+        if f.cache_info().errors:
+            break
+        threading.Event().wait(0.005)
+    settle(f)
+    assert f.cache_info().errors == 1
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "test_whatever_fails_in_a_refresh_is_told.<locals>.f(): refreshing key '~f1' in namespace "
+        "'n' failed, the old value stays for now: ConnectionError: upstream is down"
+    )
+    fails = False
+    assert f(1) == 1
+    settle(f)
+    assert f.cache_info().stale == 2

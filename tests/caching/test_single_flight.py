@@ -331,6 +331,64 @@ def test_a_lock_held_by_somebody_else_is_waited_for(
     assert caplog.records == []
 
 
+def test_who_holds_a_lock_waits_for_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """Two locks could go round in a circle: the inner call computes at once, without a warning."""
+    store = MemoryKVStore()
+
+    @cached(store, lock="store", lock_timeout=600, namespace="n", key="inner")
+    def inner() -> str:
+        return "computed"
+
+    @cached(store, lock="store", lock_timeout=600, namespace="n", key="outer")
+    def outer() -> str:
+        return inner()
+
+    with store.lock("inner", "n"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(outer).result(30) == "computed"
+    assert caplog.records == []
+    assert inner() == "computed"
+
+
+def test_who_waited_for_the_lock_finds_the_others_result(store: KVStoreProtocol) -> None:
+    """Another process computes under the lock: we wait for it and take what it stored."""
+    calls: List[int] = []
+    tried = threading.Event()
+    kind: Any = type(store)
+
+    @cached(store, lock="store", lock_timeout=60, namespace="n", key="f{x}")
+    def f(x: int) -> int:
+        calls.append(x)
+        return x
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        with store.lock("f1", "n"):
+            lock = kind.lock
+
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                tried.set()
+                return lock(*args, **kwargs)
+
+            patch.setattr(kind, "lock", watched)
+            waiter = pool.submit(f, 1)
+            assert tried.wait(30)
+            store.set("f1", 7, "n")
+        assert waiter.result(60) == 7
+    assert calls == []
+
+
+def test_refreshing_one_result_reaches_no_other() -> None:
+    """refresh() overtakes what is computed for its own call only."""
+
+    @cached(MemoryKVStore())
+    def f(x: int) -> int:
+        if x == 1:
+            f.refresh(2)
+        return x
+
+    assert f(1) == 1
+    assert [f.peek(1), f.peek(2)] == [1, 2]
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_serializer_may_call_the_function(is_async: bool) -> None:
     """A call that reaches itself while its result is written computes instead of waiting."""

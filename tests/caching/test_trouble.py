@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any, List
+from typing import Any, Dict, List
 
 import pytest
 
@@ -19,6 +19,7 @@ from kv_store_adapter import (
     cached_many,
 )
 from kv_store_adapter.caching import health
+from kv_store_adapter.protocol import TAGS_NAMESPACE
 
 
 class Broken(MemoryKVStore):
@@ -351,3 +352,162 @@ def test_warnings_of_many_name_an_entry(fails: str, caplog: pytest.LogCaptureFix
     assert f"not {fails[:4]}" in message
     assert "load(ids=7)'" in message
     assert f"StoreUnavailableError: no {fails}" in message
+
+
+class Faulty(MemoryKVStore):
+    """A store each of whose operations raises what a test says."""
+
+    def __init__(self, waits: bool = True) -> None:
+        super().__init__()
+        self.waits = waits
+        self.errors: Dict[str, Exception] = {}
+        self.asked: List[str] = []
+
+    def _ask(self, what: str) -> None:
+        self.asked.append(what)
+        if what in self.errors:
+            raise self.errors[what]
+
+    def reader(self, namespace: Any = None) -> Any:
+        read = super().reader(namespace)
+
+        def ask(key: str) -> Any:
+            self._ask("read")
+            return read(key)
+
+        return ask
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        self._ask("read")
+        return super().get(*args, **kwargs)
+
+    def set(self, *args: Any, **kwargs: Any) -> None:
+        self._ask("write")
+        super().set(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> bool:
+        self._ask("drop")
+        return super().delete(*args, **kwargs)
+
+    def get_many(self, keys: Any, namespace: Any = None) -> Any:
+        self._ask("tags" if namespace == TAGS_NAMESPACE else "read")
+        return super().get_many(keys, namespace)
+
+
+def test_a_full_disk_can_still_be_read(clock: List[float]) -> None:
+    """A store that can't be written to serves its hits, and is asked to write after each pause."""
+    store = Faulty()
+    f = cached(store, namespace="n")(lambda x: x)
+    f(1)
+    store.errors["write"] = StoreUnavailableError("the disk is full")
+    store.asked.clear()
+    assert [f(2), f(3), f(1), f(1)] == [2, 3, 1, 1]
+    assert store.asked == ["read", "write", "read", "read", "read"]
+    assert f.cache_info()[:2] == (2, 3)
+    clock[0] += 1
+    del store.errors["write"]
+    assert [f(2), f(2), f(3), f(3)] == [2, 2, 3, 3]
+    assert f.cache_info()[:2] == (4, 5)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_entry_that_cant_be_dropped_costs_no_answer(
+    is_async: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A result invalidated while it was written, in a store that fails now: answered, or raised."""
+
+    def echo(x: int) -> int:
+        return x
+
+    async def echo_later(x: int) -> int:
+        return x
+
+    class Overtaken(Faulty):
+        def set(self, *args: Any, **kwargs: Any) -> None:
+            f._self_cached.flow.board.doom(None)  # as an invalidate() does at first
+            super().set(*args, **kwargs)
+
+    for on_error in ("compute", "raise"):
+        store = Overtaken()
+        store.errors["drop"] = StoreUnavailableError("the server is down")
+        make = cached(store, namespace="n", on_error=on_error, key="f{x}")
+        f: Any = make(echo_later if is_async else echo)
+
+        def call() -> int:
+            return asyncio.run(f(1)) if is_async else f(1)  # noqa: B023  # in this round
+
+        if on_error == "raise":
+            with pytest.raises(StoreUnavailableError, match="the server is down"):
+                call()
+        else:
+            assert call() == 1
+            assert f.cache_info().errors == 1
+            (record,) = caplog.records
+            message = record.getMessage().partition("(): ")[2]
+            assert message == (
+                "the store could not write key 'f1' in namespace 'n'; the call was answered "
+                "without it. StoreUnavailableError: the server is down"
+            )
+        assert store.asked == ["read", "write", "drop"]
+
+
+def test_tags_that_cant_be_read_keep_nothing_and_serve_nothing(
+    clock: List[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether a tag still holds can't be told: the call computes, and what it gives is not kept."""
+    store = Faulty()
+
+    @cached(store, namespace="n", tags=("t",), key="f{x}")
+    def f(x: int) -> int:
+        calls.append(x)
+        return len(calls)
+
+    @cached(store, namespace="m", tags=("t",), on_error="raise")
+    def strict() -> int:
+        return 1
+
+    calls: List[int] = []
+    assert [f(1), f(1)] == [1, 1]
+    store.errors["tags"] = OSError("no tags")
+    assert [f(1), f(2)] == [2, 3]
+    (record,) = caplog.records
+    assert record.getMessage().endswith(
+        "(): the store could not read key '~f1' in namespace 'n'; the call was answered without "
+        "it. OSError: no tags"
+    )
+    assert f.cache_info().errors == 3  # on looking and on computing; there was nothing to look at
+    with pytest.raises(OSError, match="no tags"):
+        strict()
+    store.errors.clear()
+    assert [f(1), f(2), f(2)] == [1, 4, 4]
+    assert strict() == 1
+    store.errors["tags"] = OSError("no tags")
+    with pytest.raises(OSError, match="no tags"):
+        strict()
+
+
+def test_another_error_is_another_warning(
+    clock: List[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each kind of trouble is told once a minute: reading apart from writing, each error apart."""
+    store = Faulty()
+    f = cached(store, namespace="n", key="f{x}")(lambda x: x)
+    for doing, error in (
+        ("read", OSError("one")),
+        ("read", RuntimeError("two")),
+        ("write", OSError("three")),
+        ("read", OSError("four")),
+    ):
+        store.errors = {doing: error}
+        assert f(1) == 1
+        store.delete("f1", "n")
+    assert [record.getMessage().rpartition(". ")[2] for record in caplog.records] == [
+        "OSError: one",
+        "RuntimeError: two",
+        "OSError: three",
+    ]
+    assert f.cache_info().errors == 4
+    clock[0] += 60
+    store.errors = {"read": OSError("five")}
+    assert f(1) == 1
+    assert "OSError: five (1 more like this" in caplog.records[-1].getMessage()
