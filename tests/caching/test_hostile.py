@@ -7,11 +7,13 @@ import functools
 import time
 from collections import namedtuple
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
 
 from kv_store_adapter import (
+    DiskKVStore,
     InvalidTTLError,
     KVStoreProtocol,
     MemoryKVStore,
@@ -151,6 +153,30 @@ def test_a_closed_coroutine_ends_its_lease() -> None:
     assert asyncio.run(asyncio.wait_for(f(1), 20)) == 1
 
 
+def test_the_lock_of_a_closed_coroutine_ends_with_its_lease(tmp_path: Path) -> None:
+    """What is closed while it computes can't give its lock back, and does not renew it either."""
+    inside: List[int] = []
+
+    with DiskKVStore(tmp_path / "store") as store:
+
+        @cached(store, lock="store", lock_ttl=0.3, key="f{x}", namespace="n")
+        async def f(x: int) -> None:
+            inside.append(x)
+            await asyncio.sleep(600)
+
+        async def main() -> None:
+            closed = f(1)
+            waits_for = closed.send(None)
+            while not inside:
+                await asyncio.wait([waits_for])
+                waits_for = closed.send(None)
+            closed.close()
+
+        asyncio.run(main())
+        with store.lock("f1", "n", timeout=20):
+            assert inside == [1]
+
+
 def test_callbacks_may_call_the_function(store: KVStoreProtocol) -> None:
     """A call that reaches itself from cache_if= or ttl= computes instead of waiting for itself."""
     depth: List[int] = []
@@ -179,7 +205,9 @@ def test_a_tampered_envelope_is_a_miss(store: KVStoreProtocol) -> None:
 
     for tampered in (["kvc1", "x", 0, {}, 1], ["kvc1", 1, "x", {}, 1], ["kvc1", 1, 1, [], 1], 7):
         store.set(f.cache_key(1), tampered, "n")
-        assert f(1) == "computed"
+        with pytest.raises(KeyError):
+            f.peek(1)
+        assert f(1) == f.peek(1) == "computed"
 
 
 def test_limits_are_checked_at_decoration() -> None:

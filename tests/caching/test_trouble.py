@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
 
@@ -511,3 +512,66 @@ def test_another_error_is_another_warning(
     store.errors = {"read": OSError("five")}
     assert f(1) == 1
     assert "OSError: five (1 more like this" in caplog.records[-1].getMessage()
+
+
+class Locking(Faulty):
+    """A store whose locks can fail: to be taken, or to be given back."""
+
+    @contextlib.contextmanager
+    def lock(self, *args: Any, **kwargs: Any) -> Iterator[None]:  # type: ignore[override]
+        self._ask("lock")
+        with super().lock(*args, **kwargs):
+            yield
+        self._ask("unlock")
+
+
+def test_a_lock_that_cant_be_taken_costs_no_answer(
+    clock: List[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Computed without it, with a warning; it counts as a write: asked once, then after a pause."""
+    store = Locking()
+    f = cached(store, namespace="n", key="f{x}", lock="store")(lambda x: x)
+    f(1)
+    store.errors["lock"] = StoreUnavailableError("the disk is full")
+    store.asked.clear()
+    assert [f(2), f(1), f(3), f(1)] == [2, 1, 3, 1]
+    assert store.asked == ["read", "lock", "read", "read", "read"]
+    assert (
+        caplog.records[0]
+        .getMessage()
+        .endswith(
+            "(): the store could not lock key 'f2' in namespace 'n'; the call was answered without "
+            "it. StoreUnavailableError: the disk is full"
+        )
+    )
+    assert f.cache_info()[:2] == (2, 3)
+    clock[0] += 1
+    store.errors.clear()
+    assert [f(2), f(2), f(3), f(3)] == [2, 2, 3, 3]
+    assert f.cache_info()[:2] == (4, 5)
+
+
+def test_where_nothing_can_be_read_nothing_is_locked(clock: List[float]) -> None:
+    """A store that is down is asked neither for its lock nor to write."""
+    store = Locking()
+    f = cached(store, namespace="n", lock="store")(lambda x: x)
+    store.errors["read"] = StoreUnavailableError("the server is down")
+    assert [f(1), f(2), f(3)] == [1, 2, 3]
+    assert store.asked == ["read"]
+    strict = cached(store, namespace="m", lock="store", on_error="raise")(lambda x: x)
+    with pytest.raises(StoreUnavailableError, match="asked again"):
+        strict(1)
+
+
+def test_a_lock_that_cant_be_given_back_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """The result is there and is kept; the warning names the lock and the error."""
+    store = Locking()
+    store.errors["unlock"] = OSError("gone")
+    for on_error in ("compute", "raise"):
+        f = cached(store, namespace="n", key=on_error, lock="store", on_error=on_error)(lambda: 7)
+        assert [f(), f()] == [7, 7]
+        assert f.cache_info()[:2] == (1, 1)
+        assert f.cache_info().errors == 1
+    assert caplog.records[0].getMessage().partition("(): ")[2] == (
+        "the lock on key 'compute' in namespace 'n' could not be given back: OSError: gone"
+    )
