@@ -212,6 +212,28 @@ def test_early_is_earlier_the_larger_it_is(monkeypatch: pytest.MonkeyPatch) -> N
         assert [judged(0.5, 4), judged(3, 1), judged(100, 0)] == ["fresh", "early", "fresh"]
 
 
+def test_early_goes_by_how_long_computing_took(
+    clock: time_machine.Coordinates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes two seconds to compute is refreshed about two seconds before its end."""
+    seconds = iter((1000.0, 1002.0, 2000.0, 2002.0))
+    monkeypatch.setattr("kv_store_adapter.caching.flow.time.perf_counter", lambda: next(seconds))
+    monkeypatch.setattr("kv_store_adapter.caching.freshness.random.random", lambda: 0.5)
+    counting = Counting()
+    f = cached(MemoryKVStore(), ttl=100, early=1, namespace="n")(lambda: counting())
+    assert f() == 1
+    clock.shift(98.5)
+    assert f() == 1
+    settle(f)
+    assert counting.calls == 1
+    clock.shift(0.25)  # 2 * ln 2 = 1.39 s before the end
+    assert f() == 1
+    assert counting.done.acquire(timeout=30)
+    assert counting.done.acquire(timeout=30)
+    settle(f)
+    assert counting.calls == 2
+
+
 def test_early_values_are_served_and_refreshed(
     local: KVStoreProtocol, clock: time_machine.Coordinates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
