@@ -232,6 +232,8 @@ def test_early_goes_by_how_long_computing_took(
     assert counting.done.acquire(timeout=30)
     settle(f)
     assert counting.calls == 2
+    info = f.cache_info()
+    assert (info.hits, info.misses, info.stale) == (2, 1, 0)
 
 
 def test_early_values_are_served_and_refreshed(
@@ -274,6 +276,24 @@ def test_tags_drop_what_carries_them(store: KVStoreProtocol) -> None:
     assert [f("bob"), f("ann"), f("ann", 1), g("ann")] == [3, 5, 6, 7]
     store.invalidate_tag("all")
     assert [f("bob"), g("ann")] == [8, 7]
+
+
+def test_tags_are_text_as_it_is_filled_in(store: KVStoreProtocol) -> None:
+    """What the arguments put into a tag is not escaped: a tag is invalidated by its plain text."""
+
+    @cached(store, tags=("of:{user}", "{user}/{page}"))
+    def f(user: str, page: int = 0) -> int:
+        calls.append(user)
+        return len(calls)
+
+    calls: List[str] = []
+    assert [f("a:b%c"), f("a:b%c"), f("{x}")] == [1, 1, 2]
+    store.invalidate_tag("of:a:b%c")
+    assert [f("a:b%c"), f("{x}")] == [3, 2]
+    store.invalidate_tag("a:b%c/0")
+    assert [f("a:b%c"), f("{x}")] == [4, 2]
+    store.invalidate_tag("of:{x}")
+    assert [f("a:b%c"), f("{x}")] == [4, 5]
 
 
 def test_a_tag_invalidated_meanwhile_counts(store: KVStoreProtocol) -> None:

@@ -378,6 +378,9 @@ class Faulty(MemoryKVStore):
 
         return ask
 
+    def finder(self, namespace: Any = None) -> Any:
+        return KVStoreProtocol.finder(self, namespace)  # by way of the reader, not a dictionary's
+
     def get(self, *args: Any, **kwargs: Any) -> Any:
         self._ask("read")
         return super().get(*args, **kwargs)
@@ -470,7 +473,9 @@ def test_tags_that_cant_be_read_keep_nothing_and_serve_nothing(
     calls: List[int] = []
     assert [f(1), f(1)] == [1, 1]
     store.errors["tags"] = OSError("no tags")
+    store.asked.clear()
     assert [f(1), f(2)] == [2, 3]
+    assert store.asked == ["read", "tags", "tags", "read", "tags"]
     (record,) = caplog.records
     assert record.getMessage().endswith(
         "(): the store could not read key '~f1' in namespace 'n'; the call was answered without "
@@ -575,3 +580,55 @@ def test_a_lock_that_cant_be_given_back_costs_no_answer(caplog: pytest.LogCaptur
     assert caplog.records[0].getMessage().partition("(): ")[2] == (
         "the lock on key 'compute' in namespace 'n' could not be given back: OSError: gone"
     )
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_store_that_answers_at_once_may_fail_as_well(
+    is_async: bool, clock: List[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store in memory that raises is asked once a call; then its breaker holds here, too."""
+    store = Faulty(waits=False)
+
+    def echo(x: int) -> int:
+        return x
+
+    async def echo_later(x: int) -> int:
+        return x
+
+    def call(x: int) -> int:
+        return asyncio.run(f(x)) if is_async else f(x)
+
+    f: Any = cached(store, namespace="n", key="f{x}")(echo_later if is_async else echo)
+    assert [call(1), call(1)] == [1, 1]
+    store.asked.clear()
+    store.errors["read"] = OSError("on the way")
+    assert call(1) == 1
+    assert store.asked == ["read", "write"]
+    (record,) = caplog.records
+    assert record.getMessage().partition("(): ")[2] == (
+        "the store could not read key 'f1' in namespace 'n'; the call was answered without it. "
+        "OSError: on the way"
+    )
+    assert f.cache_info()[:2] == (1, 2)
+    assert f.cache_info().errors == 1
+    store.errors["read"] = StoreUnavailableError("down")
+    store.asked.clear()
+    assert [call(1), call(1), call(2)] == [1, 1, 2]
+    assert store.asked == ["read"]
+    clock[0] += 1
+    store.errors.clear()
+    assert [call(1), call(1)] == [1, 1]
+    assert f.cache_info()[:2] == (3, 5)
+
+
+def test_what_was_invalidated_meanwhile_is_not_written() -> None:
+    """Not even for a moment: another process might take it."""
+    store = Faulty()
+
+    @cached(store, namespace="n", tags=("t",))
+    def f(x: int) -> int:
+        f.invalidate(x)
+        return x
+
+    assert f(1) == 1
+    assert "write" not in store.asked
