@@ -146,6 +146,10 @@ def test_parameters_of_every_kind(store: KVStoreProtocol) -> None:
     assert f(1, 2, c=3, d=4) == f(1, b=2, c=3) == [1, 2, [], 3, 4, {}]
     assert f(1, 2, 9, 8, c=3, x=1, y=2) == f(1, 2, 9, 8, c=3, y=2, x=1)
     assert f.cache_key(1, 2, 9, c=3) != f.cache_key(1, 2, c=3)
+    # As it is stored, so that an upgrade finds what was stored before.
+    assert (
+        f.cache_key(1, 2, 9, c=3, x=1, a=5) == '(a=1,b=2,*args=(9),c=3,d=4,**kwargs={"a":5,"x":1})'
+    )
     with pytest.raises(TypeError, match="argument"):
         f(c=3)
     assert f(1, c=3, a=5) == [1, 2, [], 3, 4, {"a": 5}]
