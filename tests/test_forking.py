@@ -155,7 +155,10 @@ def test_a_lock_held_during_a_fork_is_free_in_the_child(module: Any) -> None:
     f = cached(MemoryKVStore(), namespace="n")(lambda x: (each for each in [x]))
 
     def work() -> bool:
-        g = cached(MemoryKVStore(), namespace="n")(lambda x: -x)
+        store = MemoryKVStore()
+        g = cached(store)(lambda x: -x)
+        with pytest.raises(ValueError, match="namespace="):
+            cached(store)(lambda x: x)
         return g(1) == g(1) == -1 and list(f(5)) == [5]
 
     guard = module._guard
