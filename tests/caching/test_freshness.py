@@ -512,6 +512,36 @@ def test_another_process_that_has_the_lock_refreshes(
     assert caplog.records == []
 
 
+def test_who_waits_for_a_refresh_gets_what_another_process_stored(
+    clock: time_machine.Coordinates,
+) -> None:
+    """A refresh that finds the result fresh, under the lock, gives it to those who wait for it."""
+    f = Refreshing(lock="store")
+    lock, locking, go_on = f.store.lock, threading.Event(), threading.Event()
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        locking.set()
+        assert go_on.wait(30)
+        return lock(*args, **kwargs)
+
+    assert f.cached(1) == 1
+    clock.shift(11)
+    f.store.lock = slow  # type: ignore[method-assign]
+    assert f.cached(1) == 1
+    assert locking.wait(30)
+    clock.shift(60)
+    with ThreadPoolExecutor(1) as pool:
+        waiter = pool.submit(f.cached, 1)
+        for _ in range(6000):
+            if f.cached.cache_info().waits:
+                break
+            threading.Event().wait(0.005)
+        f.store.set("~f1", Envelope(7, NOW + 90.0, 0.0, {}).pack(), "n")
+        go_on.set()
+        assert waiter.result(30) == 7
+    assert f.calls == 1
+
+
 @pytest.mark.parametrize("lock", [None, "store"])
 def test_a_refresh_may_need_what_is_being_computed(
     lock: Any, clock: time_machine.Coordinates
