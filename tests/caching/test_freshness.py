@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -294,6 +295,27 @@ def test_tags_are_text_as_it_is_filled_in(store: KVStoreProtocol) -> None:
     assert [f("a:b%c"), f("{x}")] == [4, 2]
     store.invalidate_tag("of:{x}")
     assert [f("a:b%c"), f("{x}")] == [4, 5]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_tags_need_nothing_but_the_protocol(is_async: bool) -> None:
+    """A third party's store is told of a tag what it knows of: no ttl, not one of our own words."""
+
+    class Foreign(MemoryKVStore):
+        def add(self, key: str, value: Any, namespace: Any = None, ttl: Any = None) -> bool:
+            seen.append((key, namespace, ttl))
+            return super().add(key, value, namespace, ttl)
+
+    def echo(x: int) -> int:
+        return x
+
+    async def echo_later(x: int) -> int:
+        return x
+
+    seen: List[Any] = []
+    f: Any = cached(Foreign(), ttl=9, tags=("t",))(echo_later if is_async else echo)
+    assert (asyncio.run(f(1)) if is_async else f(1)) == 1
+    assert seen == [("t", "kv-store-adapter.tags", None)]
 
 
 def test_a_tag_invalidated_meanwhile_counts(store: KVStoreProtocol) -> None:

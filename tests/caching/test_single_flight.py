@@ -213,8 +213,8 @@ def test_who_waits_too_long_computes(caplog: pytest.LogCaptureFixture) -> None:
         assert stuck.result(30) == 1
     assert calls == [1, 1]
     (record,) = caplog.records
-    assert record.getMessage().partition("(): ")[2] == (
-        "another call computes key "
+    assert record.getMessage().partition("<locals>.")[2] == (
+        "f(): another call computes key "
         f"{f.cache_key(1)!r} in namespace 'hang' for more than 0.05 s; computing it here, too."
     )
     assert len(f._self_cached.flow.board) == 0

@@ -510,10 +510,11 @@ def test_another_error_is_another_warning(
         store.errors = {doing: error}
         assert f(1) == 1
         store.delete("f1", "n")
-    assert [record.getMessage().rpartition(". ")[2] for record in caplog.records] == [
-        "OSError: one",
-        "RuntimeError: two",
-        "OSError: three",
+    place = "key 'f1' in namespace 'n'; the call was answered without it."
+    assert [record.getMessage().partition("<locals>.")[2] for record in caplog.records] == [
+        f"<lambda>(): the store could not read {place} OSError: one",
+        f"<lambda>(): the store could not read {place} RuntimeError: two",
+        f"<lambda>(): the store could not write {place} OSError: three",
     ]
     assert f.cache_info().errors == 4
     clock[0] += 60
