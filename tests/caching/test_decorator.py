@@ -24,6 +24,7 @@ from kv_store_adapter import (
     cached,
     caching_disabled,
 )
+from kv_store_adapter.caching import decorator
 
 _module_store = MemoryKVStore()
 
@@ -539,11 +540,12 @@ def test_two_functions_with_one_template_in_one_place_are_refused() -> None:
         return "g"
 
     first = cached(store, namespace="a:b", key="{x}")(f)
+    same = "{{{}}}".format("x")  # equal, but an object of its own, as in another module
     for place, namespace in ((store, "a:b"), (store.namespace("a"), "b")):
         with pytest.raises(
             ValueError, match=r"\.g\(\) would store its results where .*\.f\(\) does"
         ):
-            cached(place, namespace=namespace, key="{x}")(g)
+            cached(place, namespace=namespace, key=same)(g)
     assert cached(store, namespace="a:b", key="g{x}")(g)(1) == "g"
     assert cached(store.namespace("c"), namespace="b", key="{x}")(g)(1) == "g"
     assert cached(MemoryKVStore(), namespace="a:b", key="{x}")(g)(1) == "g"
@@ -678,3 +680,48 @@ def test_long_arguments_are_not_held_on_to() -> None:
     assert f(text) == f(text) == 10_000
     assert sys.getrefcount(text) == before
     assert f.cache_info().hits == 1
+
+
+def test_key_functions_are_the_callers_to_keep_apart() -> None:
+    """Two functions with a key= function each may share a namespace; with the very same one not."""
+    store = MemoryKVStore()
+
+    def by_f(x: int) -> str:
+        return f"f{x}"
+
+    def f(x: int) -> str:
+        return "f"
+
+    def g(x: int) -> str:
+        return "g"
+
+    one = cached(store, namespace="n", key=by_f)(f)
+    with pytest.raises(ValueError, match="namespace="):
+        cached(store, namespace="n", key=by_f)(g)
+    two = cached(store, namespace="n", key=lambda x: f"g{x}")(g)
+    assert [one(1), two(1), one(1), two(1)] == ["f", "g", "f", "g"]
+
+
+def test_of_functions_that_are_gone_nothing_is_left() -> None:
+    """Their places are free again; the place of one that was defined anew is the new one's."""
+    store = MemoryKVStore()
+
+    def define(name: str) -> Any:
+        scope = {"__name__": "notebook"}
+        exec(f"def {name}(x): return x", scope)
+        return cached(store, namespace="n", key="{x}")(scope[name])
+
+    earlier = define("f")
+    kept = define("f")
+    del earlier
+    gc.collect()
+    with pytest.raises(ValueError, match="notebook.f"):
+        define("g")
+    del kept
+    gc.collect()
+    assert define("g")(1) == 1
+    gc.collect()
+    for number in range(50):
+        cached(store, namespace=f"n{number}")(lambda x: x)
+    gc.collect()
+    assert not decorator._places[store]
