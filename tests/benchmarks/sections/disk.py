@@ -118,11 +118,12 @@ def _cachelib(size: str, run: Run) -> Figures:
 
 
 def _section(size: str) -> Section:
+    length = _SIZES[size][0]
     section = Section(
         f"disk-{size}",
         f"Disk: values of {_TITLES[size]}",
         f"random bytes, in random order, ttl of an hour; {_DURABILITY}",
-        rounds=(3, 5),
+        rounds=(3, 9 if length > 10_000 else 5),  # few operations, so more rounds
     )
     section.contestant(OURS)(partial(_ours, size))
     section.contestant(_DISKCACHE, "diskcache")(partial(_diskcache, size))

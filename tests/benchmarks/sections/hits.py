@@ -19,7 +19,7 @@ plain = Section(
     "A hit of a decorated function",
     "64 arguments in turn, all of them hits (the function's own calls are counted); ttl of an hour, "
     "but for lru_cache, which has none; every contestant is thread-safe, and none copies the result",
-    rounds=(3, 7),
+    rounds=(3, 9),
 )
 plain.bar(_ONE, "cachebox TTLCache", 0.7, 0.4)
 plain.bar(_ONE, "cachetools TTLCache + lock", 0.3, 0.15)
@@ -30,7 +30,7 @@ awaited = Section(
     "hits-async",
     "A hit of a decorated coroutine function",
     "64 arguments in turn, all of them hits; ttl of an hour; awaited on one event loop",
-    rounds=(3, 7),
+    rounds=(3, 9),
 )
 awaited.bar(_AWAITED, "cachebox TTLCache", 0.75, 0.5)
 awaited.bar(_AWAITED, "moka", 1.0, 0.5)

@@ -22,7 +22,7 @@ single = Section(
     "memory",
     "Memory: set, get, overwrite, delete",
     "10,000 keys in random order; ttl of an hour; every contestant is thread-safe but the bare dict",
-    rounds=(3, 5),
+    rounds=(3, 9),
 )
 single.bar("get", _CACHETOOLS, 0.35)
 single.bar("set new", _CACHETOOLS, 0.45)

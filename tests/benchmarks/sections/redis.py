@@ -20,7 +20,7 @@ single = Section(
     "redis",
     "Redis: get and set of 1 KiB",
     f"100 keys in turn, all of them hits; ttl of an hour; {_SERVER}",
-    rounds=(3, 7),
+    rounds=(3, 9),
     server=True,
 )
 single.bar("get", _PLAIN, 1.05, 0.9)
@@ -30,7 +30,7 @@ batches = Section(
     "redis-batch",
     "Redis: get_many and set_many of 100 values of 1 KiB",
     f"MGET and a pipeline of SETs on the other side, and a dict of what was found; ttl of an hour; {_SERVER}",
-    rounds=(3, 7),
+    rounds=(3, 9),
     server=True,
 )
 batches.bar("get_many", _PLAIN, 1.15)
