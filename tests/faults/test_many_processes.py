@@ -58,6 +58,36 @@ def test_many_processes_at_once(tmp_path: Path, rounds: Any, seed: int, count: A
         assert store.check() == []
 
 
+def _open_new_ones(root: Path, me: int, rounds: int, meet: Any, trouble: Any) -> None:
+    for number in range(rounds):
+        meet.wait(60)
+        try:
+            with DiskKVStore(root / str(number)) as store:
+                store.set(f"{me}", number)
+        except Exception as error:
+            trouble.put(f"round {number}: {error!r}")
+
+
+def test_new_stores_are_opened_by_all_at_once(tmp_path: Path, rounds: Any, count: Any) -> None:
+    """Processes that meet at a folder that is not there yet all open it, time and again, and what each sets is there."""
+    how_often, many = rounds(25, 1500), multiprocessing.get_context("spawn")
+    meet, trouble = many.Barrier(4), many.Queue()
+    processes = [
+        many.Process(target=_open_new_ones, args=(tmp_path, me, how_often, meet, trouble))
+        for me in range(4)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(400)
+        assert process.exitcode == 0
+    assert trouble.empty(), trouble.get()
+    for number in range(how_often):
+        with DiskKVStore(tmp_path / str(number)) as store:
+            assert store.get_many(map(str, range(4))) == {str(me): number for me in range(4)}
+    count("new stores opened by four at once", how_often)
+
+
 def test_purge_while_another_process_clears(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
