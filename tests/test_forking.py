@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any, Callable
 
 import pytest
 
-from kv_store_adapter import DiskKVStore, MemoryKVStore, cached, forking
+from kv_store_adapter import DiskKVStore, MemoryKVStore, RedisKVStore, cached, forking
 from kv_store_adapter.caching import decorator, flights, health
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -166,6 +167,15 @@ def test_a_lock_held_during_a_fork_is_free_in_the_child(module: Any) -> None:
         assert succeeds_in_a_child(work)
     assert module._guard is guard
     assert work()
+
+
+def test_a_child_awaits_redis(redis_server: Any) -> None:
+    """Whatever another thread awaited of a Redis store at the fork, the child's event loop goes on."""
+    with RedisKVStore(port=redis_server.port) as store:
+        asyncio.run(store.aio.set("a", 1))
+        with store.aio._lock:
+            assert succeeds_in_a_child(lambda: asyncio.run(store.aio.get("a")) == 1)
+        assert asyncio.run(store.aio.get("a")) == 1
 
 
 def test_a_child_asks_the_store_for_itself() -> None:

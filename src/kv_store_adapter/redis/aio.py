@@ -19,6 +19,7 @@ from typing import (
     Tuple,
 )
 
+from .. import forking
 from ..aio import AsyncKVStore
 from ..exceptions import KVStoreError, StoreClosedError
 from ..rules import check_namespace, matcher
@@ -43,7 +44,7 @@ __all__ = ["RedisAsyncStore"]
 _AT_ONCE = 32
 
 
-class RedisAsyncStore(AsyncKVStore):
+class RedisAsyncStore(AsyncKVStore, forking.Forkable):
     """The operations of a `RedisKVStore` on redis.asyncio, with the plain store's settings.
 
     Connections belong to the event loop that opened them: each loop gets a client of its own, and
@@ -55,6 +56,12 @@ class RedisAsyncStore(AsyncKVStore):
     def __init__(self, store: RedisKVStore) -> None:
         super().__init__(store)
         self._clients: List[Tuple[weakref.ref[asyncio.AbstractEventLoop], _Connected]] = []
+        self._lock = threading.Lock()
+        forking.register(self)
+
+    def _after_fork_in_child(self) -> None:
+        # Another thread may have held it. Clients are kept: no loop of the child is theirs, and to
+        # close their connections is the parent's business.
         self._lock = threading.Lock()
 
     def _connected(self) -> _Connected:
