@@ -681,6 +681,22 @@ def test_verify_notices_a_single_bit(path: Path) -> None:
                 store.get(key, "n")
 
 
+def test_verify_notices_an_entry_of_another_place(path: Path) -> None:
+    """With verify=True a whole entry that shows under another key or namespace is noticed."""
+    for column, other in (
+        ("key", "'there'"),
+        ("ns", "(SELECT id FROM namespaces WHERE name = 'b')"),
+    ):
+        root = path / column
+        with DiskKVStore(root, verify=True) as store:
+            store.set("there" if column == "ns" else "here", b"value", "a")
+            store.set("else", 1, "b")
+            store._database.write(f"UPDATE entries SET {column} = {other} WHERE size > 10")
+            with pytest.raises(SerializationError, match="checksum"):
+                store.get("there", "b" if column == "ns" else "a")
+            assert [damage.key for damage in store.check()] == ["there"]
+
+
 @pytest.mark.parametrize(
     "content", [b"this is no database" * 100, b"SQLite format 3\0" + b"\xff" * 9000]
 )

@@ -200,10 +200,25 @@ def test_damage_that_escaped(sound: Path, tmp_path: Path, harm: str) -> None:
         pass
 
 
+def test_a_namespace_whose_folder_is_garbled_keeps_its_files(sound: Path, tmp_path: Path) -> None:
+    """Where the index is damaged and names no folder for a namespace, a repair finds it by its entries and keeps their files."""
+    path = tmp_path / "store"
+    shutil.copytree(sound, path)
+    with DiskKVStore(path) as store:
+        store.set("large", b"x" * 300_000, "a")
+        store._database.write("UPDATE namespaces SET folder = replace(folder, '-', '!')")
+        store._database.write("DROP TRIGGER entries_deleted")  # more damage: the index is made anew
+    assert [damage.what for damage in DiskKVStore.repair(path)].count("entry") == 0
+    with DiskKVStore(path, verify=True) as store:
+        assert store.check() == []
+        assert store.get("large", namespace="a") == b"x" * 300_000
+        use(store, {"typed errors": 0, "entries read": 0})
+
+
 ODD = [b"bytes", b"\xff", 5, 2.5, "text", "\0", ""]
 
 
-@pytest.mark.parametrize("column", ["key", "expires", "size", "value", "file", "digest"])
+@pytest.mark.parametrize("column", ["key", "expires", "noted", "size", "value", "file", "digest"])
 def test_columns_of_another_type(sound: Path, tmp_path: Path, column: str) -> None:
     """Where damage made something else of one field of an entry, that entry alone suffers, with a typed error, and check(repair=True) takes it out."""
     for number, odd in enumerate(ODD):

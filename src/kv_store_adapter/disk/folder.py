@@ -9,11 +9,12 @@ import re
 import secrets
 import stat
 import time
+import zlib
 from typing import IO, Any, Callable, Iterator, Optional, Tuple
 
 from ..exceptions import SerializationError, StoreFormatError, StoreUnavailableError, where
 
-__all__ = ["DATABASE", "RESERVE", "SPARE", "Folder", "damaged", "is_folder"]
+__all__ = ["DATABASE", "RESERVE", "SPARE", "Folder", "checksum", "damaged", "is_folder"]
 
 #: The database's file name inside the root.
 DATABASE = "kv-store.sqlite3"
@@ -393,6 +394,15 @@ def _is_plain(path: str) -> bool:
 def is_folder(name: Any) -> bool:
     """Whether it is a name that we give to a namespace's folder."""
     return isinstance(name, str) and _FOLDER_NAME.fullmatch(name) is not None
+
+
+def checksum(key: str, namespace: Optional[str], data: bytes) -> int:
+    """What ``verify=True`` keeps with a value: of its bytes, and of the place they are for.
+
+    A bit that flips in the index may show one entry's bytes under another one's name.
+    """
+    place = f"{namespace or ''}\0{key}".encode()
+    return zlib.crc32(data, zlib.crc32(place))
 
 
 def damaged(key: str, namespace: Optional[str], path: str, why: str) -> SerializationError:

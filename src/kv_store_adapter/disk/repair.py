@@ -7,13 +7,12 @@ import secrets
 import shutil
 import sqlite3
 import time
-import zlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from ..exceptions import KVStoreError, SerializationError, StoreUnavailableError
 from . import schema
-from .folder import DATABASE, Folder, is_folder
+from .folder import DATABASE, Folder, checksum, is_folder
 
 if TYPE_CHECKING:
     from .database import Database
@@ -92,8 +91,11 @@ def _check_namespaces(
         if is_folder(place):
             folder.write_about(place, namespace, serializer)
         else:
-            found_again = _lost_folder(database, number)
-            new = found_again or folder.make_namespace(namespace, serializer)
+            new = _lost_folder(database, number)
+            if new is None:
+                new = folder.make_namespace(namespace, serializer)
+            else:
+                folder.write_about(new, namespace, serializer)
             database.write("UPDATE namespaces SET folder = ? WHERE id = ?", (new, number))
     return found
 
@@ -134,9 +136,7 @@ def _check_entries(database: Database, folder: Folder) -> Iterator[Tuple[Damage,
                     data, _ = folder.read_file(file, size, key, namespace)
                 if type(data) is not bytes or len(data) != size:
                     problem = "its size is not what was written"
-                elif digest is not None and digest != zlib.crc32(
-                    data, zlib.crc32(key.encode("utf-8"))
-                ):
+                elif digest is not None and digest != checksum(key, namespace, data):
                     problem = "its checksum does not fit"
                 elif not isinstance(expires, (int, float, type(None))):
                     problem = "its expiry is no number"
@@ -202,7 +202,14 @@ def _make_fresh(folder: Folder, serializer: str, fresh_path: str) -> Set[str]:
         fresh.execute("DELETE FROM garbage")
         fresh.execute("COMMIT")
         fresh.execute("PRAGMA journal_mode=WAL")
-        return {place for (place,) in fresh.execute("SELECT folder FROM namespaces")}
+        # Also those that only entries name: where the namespace's own row was hit.
+        return {
+            place
+            for (place,) in fresh.execute(
+                "SELECT folder FROM namespaces UNION SELECT substr(file, 1, instr(file, '/') - 1) "
+                "FROM entries WHERE file IS NOT NULL"
+            )
+        }
     finally:
         fresh.close()
 

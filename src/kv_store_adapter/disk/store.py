@@ -6,7 +6,6 @@ import math
 import os
 import sqlite3
 import time
-import zlib
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -34,7 +33,7 @@ from ..serializers import Codec
 from . import schema
 from .cleaning import Cleaner
 from .database import Database
-from .folder import Folder, damaged
+from .folder import Folder, checksum, damaged
 from .lease import DiskLease
 from .statements import (
     ADD,
@@ -241,7 +240,7 @@ class DiskKVStore(KVStoreProtocol):
                 f"{where(key, namespace)} was replaced {_PATIENCE} times while it was read. "
                 "Try again."
             )
-        if self._verify and digest is not None and digest != _digest(key, value):
+        if self._verify and digest is not None and digest != checksum(key, namespace, value):
             raise damaged(key, namespace, file or "the index", "its checksum does not fit")
         return self._decode(value, key, namespace)
 
@@ -397,7 +396,7 @@ class DiskKVStore(KVStoreProtocol):
     def _row(
         self, key: str, data: bytes, namespace: Optional[str], expires: Optional[int]
     ) -> Tuple[Any, ...]:
-        digest = _digest(key, data) if self._verify else None
+        digest = checksum(key, namespace, data) if self._verify else None
         return namespace or "", key, expires, len(data), data, digest
 
     def _insert(self, sql: str, row: Tuple[Any, ...], namespace: Optional[str]) -> Tuple[int, int]:
@@ -458,7 +457,7 @@ class DiskKVStore(KVStoreProtocol):
         only_new: bool,
     ) -> bool:
         """Store a large value: the file first, then the entry that names it."""
-        digest = _digest(key, data) if self._verify else None
+        digest = checksum(key, namespace, data) if self._verify else None
         sql = SET_FILE + (" WHERE entries.expires <= ?8" if only_new else "")
         for _ in range(_PATIENCE):
             folder = self._make_namespace(namespace)
@@ -699,7 +698,3 @@ def _deadline(milliseconds: Optional[int]) -> Optional[int]:
 def _expired_of(namespace: Optional[str]) -> Tuple[Any, ...]:
     now = _now()
     return now, namespace or "", now
-
-
-def _digest(key: str, data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(key.encode("utf-8")))
