@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -234,6 +236,31 @@ def test_columns_of_another_type(sound: Path, tmp_path: Path, column: str) -> No
             store.check(repair=True)
             assert store.check() == []
             use(store, {"typed errors": 0, "entries read": 0})
+
+
+@pytest.mark.parametrize("odd", [5, 2.5, b"bytes"])
+def test_keys_that_are_no_text_any_more(sound: Path, tmp_path: Path, odd: Any) -> None:
+    """A key that damage made a number or bytes of is listed nowhere; check(repair=True) takes its entry out."""
+    path = tmp_path / "store"
+    shutil.copytree(sound, path)
+
+    def retype(old: str, new: str) -> None:
+        with contextlib.closing(sqlite3.connect(path / DATABASE, isolation_level=None)) as raw:
+            raw.execute("PRAGMA writable_schema=ON")
+            raw.execute("UPDATE sqlite_master SET sql = replace(sql, ?, ?)", (old, new))
+
+    # SQLite itself makes text of what is stored in a column of text.
+    retype("key TEXT NOT NULL, expires", "key BLOB NOT NULL, expires")
+    with contextlib.closing(sqlite3.connect(path / DATABASE, isolation_level=None)) as raw:
+        assert raw.execute("UPDATE entries SET key = ? WHERE key = 'k7'", (odd,)).rowcount == 3
+    retype("key BLOB NOT NULL, expires", "key TEXT NOT NULL, expires")
+    with DiskKVStore(path, verify=True) as store:
+        for namespace in NAMESPACES:
+            assert "k7" not in store.keys(namespace)
+            assert all(isinstance(key, str) for key in store.keys(namespace))
+            assert list(store.iter_keys(namespace)) == store.keys(namespace)
+        store.check(repair=True)
+        assert store.check() == []
 
 
 @pytest.mark.parametrize("harm", ["no serializer", "two serializers"])

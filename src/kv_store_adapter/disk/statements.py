@@ -56,8 +56,8 @@ def between(prefix: str) -> Tuple[str, Tuple[str, ...]]:
     # with this prefix is the prefix with its last character raised by one.
     stem = prefix.rstrip("\U0010ffff")
     if not stem:
-        # All text comes before all blobs: a key that is no text is damage, and no key.
-        return (" AND key >= ? AND key < x''", (prefix,)) if prefix else (" AND key < x''", ())
+        # Numbers come before all text, and blobs after it: they are damage, and no keys.
+        return " AND key >= ? AND key < x''", (prefix,)
     last = ord(stem[-1]) + 1
     if 0xD800 <= last <= 0xDFFF:  # surrogates are no characters
         last = 0xE000
