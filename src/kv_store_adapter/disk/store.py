@@ -37,8 +37,8 @@ from .folder import Folder, checksum, damaged
 from .lease import DiskLease
 from .statements import (
     ADD,
+    ALIVE,
     DELETE,
-    EXPIRED,
     EXPIRES,
     GET,
     LIVE,
@@ -273,8 +273,8 @@ class DiskKVStore(KVStoreProtocol):
         # Answered from the index alone, without reading values: hence the subquery instead of a
         # look at each entry's expiry.
         rows = self._database.fetch(
-            f"SELECT key FROM entries WHERE ns = {NS}{condition} AND id NOT IN ({EXPIRED})",
-            (namespace or "", *limits, *_expired_of(namespace)),
+            f"SELECT key FROM entries WHERE ns = {NS}{condition} AND {ALIVE}",
+            (namespace or "", *limits, *_alive_in(namespace)),
         )
         return [key for (key,) in rows if matches is None or matches(key)]
 
@@ -290,8 +290,8 @@ class DiskKVStore(KVStoreProtocol):
             while True:
                 rows = self._database.fetch(
                     f"SELECT key FROM entries WHERE ns = {NS}{condition} AND key {sign} ? "
-                    f"AND id NOT IN ({EXPIRED}) ORDER BY key LIMIT {_PAGE}",
-                    (namespace or "", *limits, after, *_expired_of(namespace)),
+                    f"AND {ALIVE} ORDER BY key LIMIT {_PAGE}",
+                    (namespace or "", *limits, after, *_alive_in(namespace)),
                 )
                 for (key,) in rows:
                     if matches is None or matches(key):
@@ -695,6 +695,6 @@ def _deadline(milliseconds: Optional[int]) -> Optional[int]:
     return None if milliseconds is None else math.ceil(time.time() * 1000) + milliseconds
 
 
-def _expired_of(namespace: Optional[str]) -> Tuple[Any, ...]:
+def _alive_in(namespace: Optional[str]) -> Tuple[Any, ...]:
     now = _now()
-    return now, namespace or "", now
+    return now, now, namespace or "", now
