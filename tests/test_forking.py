@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import pytest
 
 from kv_store_adapter import DiskKVStore, MemoryKVStore, RedisKVStore, cached, forking
 from kv_store_adapter.caching import decorator, flights, health
+from kv_store_adapter.exceptions import StoreClosedError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
@@ -167,6 +171,88 @@ def test_a_lock_held_during_a_fork_is_free_in_the_child(module: Any) -> None:
         assert succeeds_in_a_child(work)
     assert module._guard is guard
     assert work()
+
+
+@contextlib.contextmanager
+def held_by_a_thread(lock: Any) -> Iterator[None]:
+    """Another thread holds `lock`; this one would get an RLock of its own again."""
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            let_go.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(30)
+        yield
+    finally:
+        let_go.set()
+        thread.join()
+
+
+def test_a_child_talks_to_redis(redis_server: Any) -> None:
+    """Whatever connection another thread was taking at the fork, the child asks the server at once."""
+    with RedisKVStore(port=redis_server.port) as store:
+        store.set("a", 1)
+        with held_by_a_thread(store._client.connection_pool._lock):
+            assert succeeds_in_a_child(lambda: store.get("a") == 1)
+        assert store.get("a") == 1
+
+
+def test_a_closed_store_stays_closed_in_the_child(redis_server: Any) -> None:
+    """A child of a process that had closed its Redis store is told so, too."""
+    store = RedisKVStore(port=redis_server.port)
+    store.close()
+
+    def work() -> bool:
+        with pytest.raises(StoreClosedError):
+            store.get("a")
+        return True
+
+    assert succeeds_in_a_child(work)
+
+
+def test_a_fork_waits_for_connections_that_are_being_made(
+    redis_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No fork falls into another thread's look-up of an address: its child could never do one."""
+    inside, forked, order = threading.Event(), threading.Event(), []
+    real = socket.getaddrinfo
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        inside.set()
+        # Only a fork that did not wait ends this early.
+        order.append("divided" if forked.wait(0.2) else "looked up")
+        return real(*args, **kwargs)
+
+    with RedisKVStore(port=redis_server.port) as store:
+        with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
+            patch.setattr(socket, "getaddrinfo", slow)
+            looking = pool.submit(store.set, "a", 1)
+            assert inside.wait(30)
+            patch.setattr(socket, "getaddrinfo", real)
+            assert succeeds_in_a_child(lambda: store.get("a", default=1) == 1)
+            order.append("forked")
+            forked.set()
+            looking.result(30)
+        assert order == ["looked up", "forked"]
+        assert succeeds_in_a_child(lambda: store.get("a") == 1)
+
+
+def test_a_fork_waits_half_a_second_at_most() -> None:
+    """A fork from inside of such a block, or beside one that never ends, goes through all the same."""
+    with forking.undivided():
+        before = time.monotonic()
+        assert succeeds_in_a_child(lambda: not forking._gate._fork_is_near)
+        assert 0.4 < time.monotonic() - before < 20
+    with forking.undivided():
+        pass
+    before = time.monotonic()
+    assert succeeds_in_a_child(lambda: True)
+    assert time.monotonic() - before < 10
 
 
 def test_a_child_awaits_redis(redis_server: Any) -> None:

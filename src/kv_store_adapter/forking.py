@@ -7,13 +7,14 @@ that owns either registers here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import weakref
-from typing import Any, Callable, List
+from typing import Any, Callable, Iterator, List
 
-__all__ = ["Forkable", "after_in_child", "register"]
+__all__ = ["Forkable", "after_in_child", "register", "undivided"]
 
 
 class Forkable:
@@ -49,6 +50,52 @@ def after_in_child(function: Callable[[], None]) -> None:
     _in_child.append(function)
 
 
+class _Gate:
+    """Lets a fork through when nobody is inside, and nobody inside while a fork is near."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._inside = 0
+        self._fork_is_near = False
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._fork_is_near, _PATIENCE)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._fork_is_near = True
+            self._changed.wait_for(lambda: self._inside == 0, _PATIENCE)
+
+    def open(self) -> None:
+        with self._changed:
+            self._fork_is_near = False
+            self._changed.notify_all()
+
+
+# Seconds that a fork waits for what it should not divide. A fork that waits for ever would be worse
+# than a child whose first connection may hang.
+_PATIENCE = 0.5
+
+_gate = _Gate()
+
+
+def undivided() -> contextlib.AbstractContextManager[None]:
+    """While another thread is in this block a fork waits, for half a second at most.
+
+    For calls into C that leave a lock behind in the child: glibc's ``getaddrinfo`` is one.
+    """
+    return _gate.inside()
+
+
 # Two threads may fork at once: the second one waits until the first is through.
 _one_fork = threading.RLock()
 
@@ -59,10 +106,12 @@ def _before() -> None:
     for forkable in list(_registered):
         if _quietly(forkable._before_fork):
             _resting.append(forkable)  # noqa: PERF401  # one by one: what rests is woken, whatever comes
+    _quietly(_gate.close)
 
 
 def _after_in_parent() -> None:
     try:
+        _quietly(_gate.open)
         while _resting:
             _quietly(_resting.pop()._after_fork_in_parent)
     finally:
@@ -70,8 +119,8 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
-    global _one_fork
-    _one_fork = threading.RLock()
+    global _gate, _one_fork
+    _one_fork, _gate = threading.RLock(), _Gate()
     for function in _in_child:
         _quietly(function)
     while _resting:

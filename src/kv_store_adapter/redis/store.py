@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache, partial
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -18,6 +19,7 @@ from typing import (
 )
 from urllib.parse import parse_qsl, urlsplit
 
+from .. import forking
 from ..exceptions import KeyNotFoundError, KVStoreError, StoreClosedError
 from ..protocol import KVStoreProtocol
 from ..rules import MISSING, TTL, check_namespace, matcher
@@ -50,7 +52,7 @@ PATIENCE = 1.0
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 
 
-class RedisKVStore(KVStoreProtocol):
+class RedisKVStore(KVStoreProtocol, forking.Forkable):
     """A store on a Redis (6.2 or later) or Valkey server, shared by everybody who reaches it.
 
     Each entry is one Redis string under ``prefix:namespace:key`` (see
@@ -169,8 +171,9 @@ class RedisKVStore(KVStoreProtocol):
             given = {*options, *named}
             options = _with_patience(options, given)
             make = redis.Redis if url is None else redis.Redis.from_url
+            self._make = partial(make, *() if url is None else (url,), **options)
             try:
-                client = make(**options) if url is None else make(url, **options)
+                client = self._connected_later()
                 if url is not None and type(client).__module__ == "redis.client":
                     # Made and thrown away, unconnected: an option that there is none of is told
                     # here, not as an outage at the first operation.
@@ -192,6 +195,24 @@ class RedisKVStore(KVStoreProtocol):
         self._closed = False
         self._talk = Conversation(self._layout, self._codec, self._nodes)
         self._aio: Any = None
+        if self._owned:
+            forking.register(self)
+
+    def _after_fork_in_child(self) -> None:
+        # Another thread may have been taking a connection: redis-py 8 would wait for ever for the
+        # lock of the pool, which nobody in the child will give back; also when it is collected,
+        # unless it is told that the pool is not its own.
+        self._client.auto_close_connection_pool = False
+        if not self._closed:
+            self._client = self._connected_later()
+
+    def _connected_later(self) -> Any:
+        client = self._make()
+        pool: Any = getattr(client, "connection_pool", None)
+        kind = getattr(pool, "connection_class", None)
+        if hasattr(kind, "_connect"):
+            pool.connection_class = _connecting_between_forks(kind)
+        return client
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {place_of(self._client)} prefix={self._layout.prefix!r}>"
@@ -445,6 +466,22 @@ def _with_patience(options: Dict[str, Any], given: Iterable[str]) -> Dict[str, A
     if not given.intersection(_RETRY_OPTIONS):
         ours["retry"] = Retry(NoBackoff(), 0)
     return {**{name: value for name, value in ours.items() if name not in given}, **options}
+
+
+@lru_cache(maxsize=None)
+def _connecting_between_forks(kind: Any) -> Any:
+    """A class of connections that look up their server's address while nobody forks.
+
+    A child that was forked while another thread did so could hang in its own look-up for ever:
+    glibc's ``getaddrinfo`` leaves a lock behind (4 of 500 forks beside threads that did nothing
+    else, glibc 2.36).
+    """
+
+    def connect(self: Any) -> Any:
+        with forking.undivided():
+            return kind._connect(self)
+
+    return type(kind.__name__, (kind,), {"_connect": connect, "__doc__": kind.__doc__})
 
 
 def refuse_decoding(client: Any) -> None:
