@@ -22,9 +22,10 @@ __all__ = [
 NS = "(SELECT id FROM namespaces WHERE name = ?)"
 LIVE = "(expires IS NULL OR expires > ?)"
 GET = f"SELECT value, expires, size, file, digest FROM entries WHERE ns = {NS} AND key = ?"
+# With the expiry of an entry twice, as its note as well.
 _INSERT = (
     "INSERT INTO entries(ns, key, expires, noted, size, value, digest, file) "
-    "VALUES((SELECT id FROM namespaces WHERE name = ?1), ?2, ?3, ?3, ?4, ?5, ?6, NULL)"
+    f"VALUES({NS}, ?, ?, ?, ?, ?, ?, NULL)"
 )
 _KEEP_NOTE = (
     " ON CONFLICT(ns, key) DO UPDATE SET expires = excluded.expires, size = excluded.size, "
@@ -36,11 +37,11 @@ SET_QUICKLY = (
     _INSERT + _KEEP_NOTE + " WHERE excluded.expires IS NULL OR entries.noted <= excluded.expires"
 )
 SET = _INSERT + _UPDATE
-ADD = _INSERT + _UPDATE + " WHERE entries.expires <= ?7"
+ADD = _INSERT + _UPDATE + " WHERE entries.expires <= ?"
 # A file lies in the folder of one generation of its namespace, so the entry names that one.
 SET_FILE = (
     "INSERT INTO entries(ns, key, expires, noted, size, value, digest, file)"
-    " SELECT id, ?1, ?2, ?2, ?3, NULL, ?4, ?5 FROM namespaces WHERE name = ?6 AND folder = ?7"
+    " SELECT id, ?, ?, ?, ?, NULL, ?, ? FROM namespaces WHERE name = ? AND folder = ?"
     + _UPDATE
 )
 EXPIRES = f"SELECT expires FROM entries WHERE ns = {NS} AND key = ? AND {LIVE}"

@@ -375,9 +375,10 @@ class DiskKVStore(KVStoreProtocol):
         expires = _deadline(milliseconds)
         small = [item for item in encoded if len(item[1]) < self._spill_threshold]
         for start in range(0, len(small), _BATCH):
-            rows = [self._row(k, d, namespace, expires) for k, d in small[start : start + _BATCH]]
+            batch = small[start : start + _BATCH]
+            rows = [self._row(key, data, namespace, expires) for key, data in batch]
             garbage = self._insert_rows(rows, namespace)
-            self._cleaner.after_write(sum(row[3] for row in rows), garbage)
+            self._cleaner.after_write(sum(len(data) for _, data in batch), garbage)
         for key, data in encoded:
             if len(data) >= self._spill_threshold:
                 self._set_file(key, data, namespace, expires, only_new=False)
@@ -397,7 +398,7 @@ class DiskKVStore(KVStoreProtocol):
         self, key: str, data: bytes, namespace: Optional[str], expires: Optional[int]
     ) -> Tuple[Any, ...]:
         digest = checksum(key, namespace, data) if self._verify else None
-        return namespace or "", key, expires, len(data), data, digest
+        return namespace or "", key, expires, expires, len(data), data, digest
 
     def _insert(self, sql: str, row: Tuple[Any, ...], namespace: Optional[str]) -> Tuple[int, int]:
         for _ in range(_PATIENCE):
@@ -458,7 +459,7 @@ class DiskKVStore(KVStoreProtocol):
     ) -> bool:
         """Store a large value: the file first, then the entry that names it."""
         digest = checksum(key, namespace, data) if self._verify else None
-        sql = SET_FILE + (" WHERE entries.expires <= ?8" if only_new else "")
+        sql = SET_FILE + (" WHERE entries.expires <= ?" if only_new else "")
         for _ in range(_PATIENCE):
             folder = self._make_namespace(namespace)
             file = self._folder.new_file(folder)
@@ -471,7 +472,8 @@ class DiskKVStore(KVStoreProtocol):
             except BaseException:
                 self._cleaner.discard(file)
                 raise
-            row: Tuple[Any, ...] = (key, expires, len(data), digest, file, namespace or "", folder)
+            row: Tuple[Any, ...] = (key, expires, expires, len(data), digest, file)
+            row += (namespace or "", folder)
             if only_new:
                 row += (_now(),)
 
