@@ -20,6 +20,7 @@ import pytest
 from described import LARGE, SMALL, counter_of, described
 
 from kv_store_adapter import DiskKVStore
+from server import Server
 
 pytestmark = pytest.mark.timeout(600)
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -252,6 +253,59 @@ def test_a_fork_in_the_middle_of_everything(tmp_path: Path, rounds: Any, count: 
             thread.join()
         counter_of(store.get("thread"), "thread")
         assert store.check() == []
+
+
+BESIDE_REDIS = """
+import os, random, signal, sys, threading
+from kv_store_adapter import RedisKVStore
+
+# By name: to look up an address is where the C library is not ready for forks.
+store = RedisKVStore("localhost", int(sys.argv[1]), socket_timeout=20)
+store.set("before", 1)
+stop, wrong, done = threading.Event(), [], 0
+def work(me):
+    while not stop.is_set():
+        store.set(f"t{me}", me)
+        if store.get(f"t{me}") != me:
+            wrong.append(me)
+        if chance.random() < 0.3:
+            store._client.connection_pool.disconnect(inuse_connections=False)  # look it up again
+chance = random.Random(int(sys.argv[3]))
+threads = [threading.Thread(target=work, args=(me,)) for me in range(3)]
+[thread.start() for thread in threads]
+for me in range(int(sys.argv[2])):
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        for number in range(5):
+            store.set(f"c{me}", (me, number))
+            assert store.get(f"c{me}") == (me, number)
+        os._exit(0 if store.get("before") == 1 else 9)
+    if os.waitpid(child, 0)[1]:
+        wrong.append(f"child {me}")
+    done += 1
+stop.set()
+[thread.join() for thread in threads]
+print(done, wrong)
+"""
+
+
+@needs_fork
+def test_forks_beside_threads_that_use_redis(
+    redis_server: Server, rounds: Any, seed: int, count: Any
+) -> None:
+    """Processes forked one after the other beside threads that use Redis are answered at once and rightly, and so are the threads."""
+    forks = rounds(50, 600)
+    arguments = map(str, (redis_server.port, forks, seed))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BESIDE_REDIS, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.stderr) == (f"{forks} []", "")
+    count("forks", forks)
 
 
 # ---------------------------------------------------------------------- spawned

@@ -41,8 +41,7 @@ ADD = _INSERT + _UPDATE + " WHERE entries.expires <= ?"
 # A file lies in the folder of one generation of its namespace, so the entry names that one.
 SET_FILE = (
     "INSERT INTO entries(ns, key, expires, noted, size, value, digest, file)"
-    " SELECT id, ?, ?, ?, ?, NULL, ?, ? FROM namespaces WHERE name = ? AND folder = ?"
-    + _UPDATE
+    " SELECT id, ?, ?, ?, ?, NULL, ?, ? FROM namespaces WHERE name = ? AND folder = ?" + _UPDATE
 )
 EXPIRES = f"SELECT expires FROM entries WHERE ns = {NS} AND key = ? AND {LIVE}"
 # What has expired in a namespace. Few entries whose note is past are alive; the + makes SQLite look
