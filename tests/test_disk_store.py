@@ -941,3 +941,23 @@ def test_an_empty_folder_becomes_private(tmp_path: Path) -> None:
     (tmp_path / "store").chmod(0o755)
     DiskKVStore(tmp_path / "store").close()
     assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_listing_of_keys_that_go_round_in_a_circle_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where damage leads from a page of keys to one before it, iter_keys() says so and ends."""
+    with DiskKVStore(tmp_path / "store") as store:
+        store.set_many(dict.fromkeys((f"k{number:04}" for number in range(1500)), 1))
+        real = store._database.fetch
+        pages: List[Any] = []
+
+        def round_in_a_circle(*args: Any) -> Any:
+            pages.append(pages[0] if pages else real(*args))
+            return pages[-1]
+
+        assert len(list(store.iter_keys())) == 1500
+        monkeypatch.setattr(store._database, "fetch", round_in_a_circle)
+        with pytest.raises(StoreUnavailableError, match=r"go round in a circle.*repair"):
+            list(store.iter_keys())
+        assert len(pages) == 2

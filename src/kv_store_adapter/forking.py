@@ -54,7 +54,8 @@ class _Gate:
     """Lets a fork through when nobody is inside, and nobody inside while a fork is near."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        # Reentrant: a signal's handler, or a value that is collected just now, may connect as well.
+        self._changed = threading.Condition()
         self._inside = 0
         self._fork_is_near = False
 

@@ -331,6 +331,10 @@ class Database(forking.Forkable):
             self._lost_one()
         return self._unavailable(error)
 
+    def damaged(self, what: str) -> StoreUnavailableError:
+        """What to raise for damage that SQLite did not notice."""
+        return self._unavailable(sqlite3.DatabaseError(f"the database is malformed: {what}"))
+
     def _unavailable(self, error: sqlite3.Error) -> StoreUnavailableError:
         text = str(error)
         if "full" in text:

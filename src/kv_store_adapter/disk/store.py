@@ -298,7 +298,10 @@ class DiskKVStore(KVStoreProtocol):
                         yield key
                 if len(rows) < _PAGE:
                     return
-                after, sign = rows[-1][0], ">"
+                last = rows[-1][0]
+                if last <= after:
+                    raise self._database.damaged("the keys go round in a circle")
+                after, sign = last, ">"
 
         return pages()
 
