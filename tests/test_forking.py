@@ -193,9 +193,10 @@ def held_by_a_thread(lock: Any) -> Iterator[None]:
         thread.join()
 
 
-def test_a_child_talks_to_redis(redis_server: Any) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_child_talks_to_redis(redis_server: Any, alone: bool) -> None:
     """Whatever connection another thread was taking at the fork, the child asks the server at once."""
-    with RedisKVStore(port=redis_server.port) as store:
+    with RedisKVStore(port=redis_server.port, single_connection_client=alone) as store:
         store.set("a", 1)
         with held_by_a_thread(store._client.connection_pool._lock):
             assert succeeds_in_a_child(lambda: store.get("a") == 1)

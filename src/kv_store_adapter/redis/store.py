@@ -201,8 +201,9 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
     def _after_fork_in_child(self) -> None:
         # Another thread may have been taking a connection: redis-py 8 would wait for ever for the
         # lock of the pool, which nobody in the child will give back; also when it is collected,
-        # unless it is told that the pool is not its own.
+        # unless it has nothing to give back or to close.
         self._client.auto_close_connection_pool = False
+        self._client.connection = None
         if not self._closed:
             self._client = self._connected_later()
 
