@@ -22,7 +22,7 @@ pytestmark = pytest.mark.server
 
 # Seconds that the stores here wait for an answer; and what an operation may take then. The second
 # is generous, because the machine may be busy; redis-py by itself takes much longer still.
-PATIENCE, AT_MOST = 0.3, 5.0
+PATIENCE, AT_MOST = 0.7, 8.0
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from kv_store_adapter import KeyNotFoundError, RedisKVStore, StoreUnavailableErr
 
 pytestmark = pytest.mark.server
 
-PATIENCE = 0.2
+PATIENCE = 0.5
 
 
 @pytest.fixture
