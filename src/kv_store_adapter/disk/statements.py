@@ -51,6 +51,9 @@ _EXPIRED = f"SELECT id FROM entries WHERE noted <= ? AND +ns = {NS} AND expires 
 # anything is due at all: comparing each entry with a list of none was a third of a listing.
 ALIVE = f"(NOT EXISTS (SELECT 1 FROM entries WHERE noted <= ?) OR id NOT IN ({_EXPIRED}))"
 DELETE = f"DELETE FROM entries WHERE ns = {NS} AND key = ? AND {LIVE}"
+# Numbers come before all text, and blobs after it: they are damage, and no keys. The + makes SQLite
+# look at each key: of a range in an index it trusts the order, which damage may have broken.
+_TEXT = " AND +key >= ''"
 
 
 def between(prefix: str) -> Tuple[str, Tuple[str, ...]]:
@@ -59,9 +62,8 @@ def between(prefix: str) -> Tuple[str, Tuple[str, ...]]:
     # with this prefix is the prefix with its last character raised by one.
     stem = prefix.rstrip("\U0010ffff")
     if not stem:
-        # Numbers come before all text, and blobs after it: they are damage, and no keys.
-        return " AND key >= ? AND key < x''", (prefix,)
+        return f"{_TEXT} AND key >= ? AND key < x''", (prefix,)
     last = ord(stem[-1]) + 1
     if 0xD800 <= last <= 0xDFFF:  # surrogates are no characters
         last = 0xE000
-    return " AND key >= ? AND key < ?", (prefix, stem[:-1] + chr(last))
+    return f"{_TEXT} AND key >= ? AND key < ?", (prefix, stem[:-1] + chr(last))

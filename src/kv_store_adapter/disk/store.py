@@ -308,7 +308,7 @@ class DiskKVStore(KVStoreProtocol):
     def list_namespaces(self) -> List[str]:
         """Return the named namespaces that hold a live key."""
         rows = self._database.fetch(
-            "SELECT name FROM namespaces WHERE name > '' AND name < x'' AND EXISTS "
+            "SELECT name FROM namespaces WHERE +name > '' AND name < x'' AND EXISTS "
             f"(SELECT 1 FROM entries WHERE ns = namespaces.id AND {LIVE})",
             (_now(),),
         )
