@@ -34,7 +34,7 @@ from kv_store_adapter import (
     StoreFormatError,
     StoreUnavailableError,
 )
-from kv_store_adapter.disk import schema
+from kv_store_adapter.disk import database, schema
 from kv_store_adapter.disk.database import Database
 from kv_store_adapter.disk.store import SPILL_THRESHOLD
 from kv_store_adapter.testing.samples import at_once
@@ -941,6 +941,74 @@ def test_an_empty_folder_becomes_private(tmp_path: Path) -> None:
     (tmp_path / "store").chmod(0o755)
     DiskKVStore(tmp_path / "store").close()
     assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("why", ["no json", "too big"])
+def test_listings_without_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """Where SQLite was built without JSON, or the keys are more than it takes, listings are the same."""
+    names = {"a", 'qu"ote', "back\\slash", "line\nend", "\x01", "\x7f", "\u2028é\U0010ffff"}
+    with DiskKVStore(tmp_path / "store") as store:
+        for name in names:
+            store.set(name, 1, name)
+            store.set_many(dict.fromkeys(names, 1), "all")
+        assert set(store.list_namespaces()) == {*names, "all"}
+        asked: List[str] = []
+        if why == "no json":
+            monkeypatch.setattr(database, "_speaks_json", lambda: False)
+        else:
+            real = store._database.fetch_one
+
+            def too_big(sql: str, *args: Any) -> Any:
+                asked.append(sql)
+                # What SQLite raises by itself for a text over its limit.
+                return real("SELECT length(zeroblob(3000000000))")
+
+            monkeypatch.setattr(store._database, "fetch_one", too_big)
+        assert set(store.list_namespaces()) == {*names, "all"}
+        assert set(store.keys("all")) == names
+        assert store.keys("all", "qu*") == ['qu"ote']
+        assert len(asked) == (0 if why == "no json" else 3)
+
+
+def test_a_garbled_key_is_quoted_alone(tmp_path: Path) -> None:
+    """A listing that meets a key which is no UTF-8 any more is an error of readable length."""
+    with DiskKVStore(tmp_path / "store") as store:
+        store.set_many(dict.fromkeys((f"k{number}" for number in range(500)), 1))
+        store._database.write("UPDATE entries SET key = CAST(x'6bff' AS TEXT) WHERE key = 'k7'")
+        with pytest.raises(StoreUnavailableError, match="decode") as caught:
+            store.keys()
+        assert len(str(caught.value)) < 500
+
+
+def test_listings_fail_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing of a database that can't be read is the error that it is, and is not tried again."""
+    with DiskKVStore(tmp_path / "store") as store:
+        asked: List[str] = []
+
+        def broken(sql: str, *args: Any) -> Any:
+            asked.append(sql)
+            raise StoreUnavailableError("broken") from sqlite3.DatabaseError("malformed")
+
+        monkeypatch.setattr(store._database, "fetch_one", broken)
+        monkeypatch.setattr(store._database, "fetch", broken)
+        with pytest.raises(StoreUnavailableError, match="broken"):
+            store.keys()
+        assert len(asked) == 1
+
+
+def test_a_sqlite_without_json_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether SQLite speaks JSON is asked of SQLite itself, once."""
+    assert database._speaks_json.__wrapped__() is True
+
+    class Without:
+        def execute(self, sql: str) -> None:
+            raise sqlite3.OperationalError("no such function: json_group_array")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(sqlite3, "connect", lambda path: Without())
+    assert database._speaks_json.__wrapped__() is False
 
 
 def test_a_listing_of_keys_that_go_round_in_a_circle_ends(

@@ -272,11 +272,12 @@ class DiskKVStore(KVStoreProtocol):
         condition, limits = between(literal_prefix(pattern))
         # Answered from the index alone, without reading values: hence the subquery instead of a
         # look at each entry's expiry.
-        rows = self._database.fetch(
-            f"SELECT key FROM entries WHERE ns = {NS}{condition} AND {ALIVE}",
+        keys = self._database.fetch_texts(
+            "key",
+            f"FROM entries WHERE ns = {NS}{condition} AND {ALIVE}",
             (namespace or "", *limits, *_alive_in(namespace)),
         )
-        return [key for (key,) in rows if matches is None or matches(key)]
+        return keys if matches is None else list(filter(matches, keys))
 
     def iter_keys(self, namespace: Optional[str] = None, pattern: str = "*") -> Iterator[str]:
         """Like `keys`, a page at a time; nothing is held open between two keys."""
@@ -307,12 +308,12 @@ class DiskKVStore(KVStoreProtocol):
 
     def list_namespaces(self) -> List[str]:
         """Return the named namespaces that hold a live key."""
-        rows = self._database.fetch(
-            "SELECT name FROM namespaces WHERE +name > '' AND name < x'' AND EXISTS "
+        return self._database.fetch_texts(
+            "name",
+            "FROM namespaces WHERE +name > '' AND name < x'' AND EXISTS "
             f"(SELECT 1 FROM entries WHERE ns = namespaces.id AND {LIVE})",
             (_now(),),
         )
-        return [name for (name,) in rows]
 
     def get_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> Dict[str, Any]:
         """Return the values of those `keys` that are there; one statement for 500 of them."""
