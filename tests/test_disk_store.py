@@ -771,11 +771,12 @@ def test_the_last_ttl_holds(
     """Whatever ttl a key had before, it lives, is listed and is cleaned up by its last one."""
     start = time.time()
     with time_machine.travel(start, tick=False) as clock:
-        for number in range(150):  # more than one round of cleaning takes
+        for number in range(170):  # more than one round of cleaning takes
             store.set(f"k{number:03}", 1, "n", before)
         names = store.keys("n")
         if way == "set_many":
             store.set_many(dict.fromkeys(names, 2), "n", after)
+            assert store.get_many(names, "n") == dict.fromkeys(names, 2)
         for number, name in enumerate(names):
             if way == "set":
                 store.set(name, 2, "n", after)

@@ -6,6 +6,7 @@ import math
 import os
 import sqlite3
 import time
+from itertools import chain
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -38,12 +39,14 @@ from .lease import DiskLease
 from .statements import (
     ADD,
     ALIVE,
+    AT_ONCE,
     DELETE,
     EXPIRES,
     GET,
     LIVE,
     NS,
     SET,
+    SET_FIFTY_QUICKLY,
     SET_FILE,
     SET_QUICKLY,
     between,
@@ -419,7 +422,12 @@ class DiskKVStore(KVStoreProtocol):
 
         def work(connection: sqlite3.Connection) -> bool:
             before = connection.total_changes
-            stored = connection.executemany(SET_QUICKLY, rows).rowcount
+            stored, whole = 0, len(rows) - len(rows) % AT_ONCE
+            for start in range(0, whole, AT_ONCE):
+                fifty = list(chain.from_iterable(rows[start : start + AT_ONCE]))
+                stored += connection.execute(SET_FIFTY_QUICKLY, fifty).rowcount
+            if whole < len(rows):
+                stored += connection.executemany(SET_QUICKLY, rows[whole:]).rowcount
             if stored < len(rows):
                 stored += connection.executemany(SET, rows).rowcount
             return connection.total_changes - before > stored
