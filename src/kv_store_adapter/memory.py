@@ -23,7 +23,7 @@ from . import forking
 from .eviction import CHUNK, DEADLINE, S3FIFO, SLOT, VALUE
 from .exceptions import KeyNotFoundError, StoreClosedError
 from .expiry import NEVER, Expiry, Table
-from .protocol import KVStoreProtocol, check_keys
+from .protocol import KVStoreProtocol, check_items, check_keys
 from .rules import MISSING, TTL, check_key, check_namespace, check_ttl, matcher
 from .serializers import Codec
 
@@ -317,10 +317,10 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         self, mapping: Mapping[str, Any], namespace: Optional[str] = None, ttl: Optional[TTL] = None
     ) -> None:
         """Store every item of `mapping` with the same ttl. Atomic for each key."""
-        items = {check_key(key): value for key, value in dict(mapping).items()}
+        items = check_items(mapping)
         namespace, seconds = check_namespace(namespace), _seconds(ttl)
         if self._codec is not None:
-            items = {k: self._codec.encode(value, k, namespace) for k, value in items.items()}
+            items = dict(zip(items, self._codec.encode_each(items, namespace)))
         for key, value in items.items():
             # The lock is taken anew for each key: a large batch holds nobody up.
             with self._lock:

@@ -14,6 +14,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Callable,
+    Collection,
     Dict,
     Iterable,
     Iterator,
@@ -198,7 +199,7 @@ class KVStoreProtocol(ABC):
 
         Every key, the namespace and the ttl are checked before anything is stored.
         """
-        items = {check_key(key): value for key, value in dict(mapping).items()}
+        items = check_items(mapping)
         check_ttl(ttl)
         for key, value in items.items():
             self.set(key, value, namespace, ttl)
@@ -371,12 +372,26 @@ def check_keys(keys: Iterable[str]) -> List[str]:
     if isinstance(keys, (str, bytes)):
         raise TypeError("A batch takes an iterable of keys, not one key. Write [key].")
     keys = list(keys)
-    # The usual keys are short texts of ASCII, all of them: a few steps of the interpreter tell.
-    usual = set(map(type, keys)) == {str}
-    if usual:
-        together = "".join(keys)
-        usual = together.isascii() and (len(together) < 1000 or max(map(len, keys)) < 1000)
-    return list(dict.fromkeys(keys if usual else map(check_key, keys)))
+    return list(dict.fromkeys(keys if _are_usual(keys) else map(check_key, keys)))
+
+
+def check_items(mapping: Mapping[str, Any]) -> Dict[str, Any]:
+    """Check the keys of a batch before any of it is stored.
+
+    Raises:
+        TypeError: One of them is not a ``str``.
+        InvalidKeyError: One of them can't be a key.
+    """
+    items = dict(mapping)
+    return items if _are_usual(items) else {check_key(key): item for key, item in items.items()}
+
+
+def _are_usual(keys: Collection[Any]) -> bool:
+    """Whether all are short texts of ASCII, which a few steps of the interpreter tell."""
+    if set(map(type, keys)) != {str}:
+        return False
+    together = "".join(keys)
+    return together.isascii() and (len(together) < 1000 or max(map(len, keys)) < 1000)
 
 
 def check_lease(ttl: TTL) -> int:

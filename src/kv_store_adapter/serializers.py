@@ -13,6 +13,7 @@ import hmac
 import json
 import pickle
 import zlib
+from itertools import repeat
 from typing import (
     IO,
     TYPE_CHECKING,
@@ -20,6 +21,8 @@ from typing import (
     Callable,
     Dict,
     Iterable,
+    List,
+    Mapping,
     Optional,
     Sequence,
     cast,
@@ -334,22 +337,33 @@ class Codec:
                 )
         self.name: str = name_of(self.serializer)
         # Whoever has a loads() of its own has it for a reason, perhaps to refuse.
-        plain = type(self.serializer) is PickleSerializer and not (
-            {"loads", "loads_at"} & vars(self.serializer).keys()
-        )
+        own = set(dir(Serializer)) & vars(self.serializer).keys()
+        plain = type(self.serializer) is PickleSerializer and not own
         #: Reads a value from an open file as `decode` does from bytes, but for its errors;
         #: ``None`` where the serializer wants bytes.
         self.load: Optional[Callable[[IO[bytes]], Any]] = pickle.load if plain else None
+        # The protocol of plain pickle, which is written and read without the serializer's frames.
+        self._pickled: Optional[int] = vars(self.serializer)["_protocol"] if plain else None
 
     def encode(self, value: Any, key: str, namespace: Optional[str]) -> bytes:
         """The bytes of `value`, or `SerializationError`."""
         try:
+            if self._pickled is not None:
+                return pickle.dumps(value, self._pickled)
             return _dumps_at(self.serializer, value, key, namespace)
         except Exception as error:  # a serializer is anybody's code: it may raise anything
             raise SerializationError(
                 f"A {type(value).__name__} for {where(key, namespace)} can't be serialised with "
                 f"{self.name}: {_reason(error)}. Nothing was stored."
             ) from error
+
+    def encode_each(self, items: Mapping[str, Any], namespace: Optional[str]) -> List[bytes]:
+        """The bytes of each value; `SerializationError` at the first that has none."""
+        if self._pickled is not None:
+            # Without a frame for each; which one is bad is found below.
+            with contextlib.suppress(Exception):
+                return list(map(pickle.dumps, items.values(), repeat(self._pickled)))
+        return [self.encode(value, key, namespace) for key, value in items.items()]
 
     def decode(self, data: bytes, key: str, namespace: Optional[str]) -> Any:
         """The value of `data`, or `SerializationError`."""

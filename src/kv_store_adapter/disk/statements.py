@@ -24,9 +24,9 @@ __all__ = [
 NS = "(SELECT id FROM namespaces WHERE name = ?)"
 LIVE = "(expires IS NULL OR expires > ?)"
 GET = f"SELECT value, expires, size, file, digest FROM entries WHERE ns = {NS} AND key = ?"
-_INSERT = "INSERT INTO entries(ns, key, expires, noted, size, value, digest, file) VALUES"
+_INSERT = "INSERT INTO entries(ns, key, expires, noted, size, value, digest, file)"
 # With the expiry of an entry twice, as its note as well.
-_ROW = f"({NS}, ?, ?, ?, ?, ?, ?, NULL)"
+_ROW = f" VALUES({NS}, ?, ?, ?, ?, ?, ?, NULL)"
 _KEEP_NOTE = (
     " ON CONFLICT(ns, key) DO UPDATE SET expires = excluded.expires, size = excluded.size, "
     "value = excluded.value, digest = excluded.digest, file = excluded.file"
@@ -35,10 +35,14 @@ _UPDATE = _KEEP_NOTE + ", noted = excluded.noted"
 # Writes nothing where the old note would be later than the new expiry: then `SET` does it.
 _QUICKLY = _KEEP_NOTE + " WHERE excluded.expires IS NULL OR entries.noted <= excluded.expires"
 SET_QUICKLY = _INSERT + _ROW + _QUICKLY
-# Fifty entries in one step take two thirds of the time of fifty steps. More make no difference, and
-# SQLite before 3.32 takes 999 parameters at most.
+# Fifty entries in one step: namespace (its number), expiry and note, then key, value and digest of
+# each. It takes half the time of fifty steps. More make no difference, and SQLite before 3.32 takes
+# 999 parameters at most. What ON CONFLICT belongs to is clear to SQLite only after a WHERE.
 AT_ONCE = 50
-SET_FIFTY_QUICKLY = _INSERT + ", ".join([_ROW] * AT_ONCE) + _QUICKLY
+SET_FIFTY_QUICKLY = (
+    f"{_INSERT} SELECT ?, column1, ?, ?, length(column2), column2, column3, NULL"
+    f" FROM (VALUES {', '.join(['(?, ?, ?)'] * AT_ONCE)}) WHERE true{_QUICKLY}"
+)
 SET = _INSERT + _ROW + _UPDATE
 ADD = _INSERT + _ROW + _UPDATE + " WHERE entries.expires <= ?"
 # A file lies in the folder of one generation of its namespace, so the entry names that one.

@@ -28,7 +28,7 @@ from ..exceptions import (
     StoreUnavailableError,
     where,
 )
-from ..protocol import KVStoreProtocol, check_keys
+from ..protocol import KVStoreProtocol, check_items, check_keys
 from ..rules import MISSING, TTL, check_key, check_namespace, check_ttl, literal_prefix, matcher
 from ..serializers import Codec
 from . import schema
@@ -139,6 +139,7 @@ class DiskKVStore(KVStoreProtocol):
         }
         codec = Codec(serializer)
         self._encode, self._decode = codec.encode, codec.decode
+        self._encode_each = codec.encode_each
         # A checksum is taken of bytes.
         self._from_file = None if verify else codec.load
         self._serializer_name = codec.name
@@ -376,22 +377,30 @@ class DiskKVStore(KVStoreProtocol):
         self, mapping: Mapping[str, Any], namespace: Optional[str] = None, ttl: Optional[TTL] = None
     ) -> None:
         """Store every item of `mapping` with the same ttl; 500 to a transaction."""
-        items = {check_key(key): value for key, value in dict(mapping).items()}
+        items = check_items(mapping)
         namespace, milliseconds = check_namespace(namespace), check_ttl(ttl)
-        encoded = [(key, self._bytes(value, key, namespace)) for key, value in items.items()]
+        encoded = list(zip(items, self._encode_each(items, namespace)))
+        if self._size_limit is not None:
+            for key, data in encoded:
+                self._check_size(data, key, namespace)
         expires = _deadline(milliseconds)
         small = [item for item in encoded if len(item[1]) < self._spill_threshold]
         for start in range(0, len(small), _BATCH):
             batch = small[start : start + _BATCH]
-            rows = [self._row(key, data, namespace, expires) for key, data in batch]
-            garbage = self._insert_rows(rows, namespace)
+            garbage = self._insert_batch(batch, namespace, expires)
             self._cleaner.after_write(sum(len(data) for _, data in batch), garbage)
-        for key, data in encoded:
-            if len(data) >= self._spill_threshold:
-                self._set_file(key, data, namespace, expires, only_new=False)
+        if len(small) < len(encoded):
+            for key, data in encoded:
+                if len(data) >= self._spill_threshold:
+                    self._set_file(key, data, namespace, expires, only_new=False)
 
     def _bytes(self, value: Any, key: str, namespace: Optional[str]) -> bytes:
         data = self._encode(value, key, namespace)
+        if self._size_limit is not None:
+            self._check_size(data, key, namespace)
+        return data
+
+    def _check_size(self, data: bytes, key: str, namespace: Optional[str]) -> None:
         limit = self._size_limit
         if limit is not None and len(data) > limit:
             # Storing it would cost every other entry, and then itself.
@@ -399,12 +408,14 @@ class DiskKVStore(KVStoreProtocol):
                 f"The value for {where(key, namespace)} has {len(data)} bytes, and the whole "
                 f"store may have {limit} (size_limit=). Nothing was stored."
             )
-        return data
+
+    def _digest(self, key: str, data: bytes, namespace: Optional[str]) -> Optional[int]:
+        return checksum(key, namespace, data) if self._verify else None
 
     def _row(
         self, key: str, data: bytes, namespace: Optional[str], expires: Optional[int]
     ) -> Tuple[Any, ...]:
-        digest = checksum(key, namespace, data) if self._verify else None
+        digest = self._digest(key, data, namespace)
         return namespace or "", key, expires, expires, len(data), data, digest
 
     def _insert(self, sql: str, row: Tuple[Any, ...], namespace: Optional[str]) -> Tuple[int, int]:
@@ -417,19 +428,33 @@ class DiskKVStore(KVStoreProtocol):
             self._make_namespace(namespace)
         raise _cleared_again(row[1], namespace)
 
-    def _insert_rows(self, rows: List[Tuple[Any, ...]], namespace: Optional[str]) -> bool:
-        """Store a batch in one transaction; did it leave garbage?"""
+    def _insert_batch(
+        self, batch: List[Tuple[str, bytes]], namespace: Optional[str], expires: Optional[int]
+    ) -> bool:
+        """Store small values in one transaction; did it leave garbage?"""
+        # Half of set_many was: asking for the namespace in each row, a step for each row, tuples.
+        rows = [(key, data, self._digest(key, data, namespace)) for key, data in batch]
+        whole = len(batch) - len(batch) % AT_ONCE
 
         def work(connection: sqlite3.Connection) -> bool:
             before = connection.total_changes
-            stored, whole = 0, len(rows) - len(rows) % AT_ONCE
+            number = connection.execute(
+                "SELECT id FROM namespaces WHERE name = ?", (namespace or "",)
+            ).fetchone()
+            shared = (number[0] if number else None, expires, expires)
+            stored = 0
             for start in range(0, whole, AT_ONCE):
-                fifty = list(chain.from_iterable(rows[start : start + AT_ONCE]))
-                stored += connection.execute(SET_FIFTY_QUICKLY, fifty).rowcount
-            if whole < len(rows):
-                stored += connection.executemany(SET_QUICKLY, rows[whole:]).rowcount
-            if stored < len(rows):
-                stored += connection.executemany(SET, rows).rowcount
+                fifty = chain(shared, chain.from_iterable(rows[start : start + AT_ONCE]))
+                stored += connection.execute(SET_FIFTY_QUICKLY, tuple(fifty)).rowcount
+
+            def one_by_one(sql: str, start: int) -> int:
+                those = [self._row(key, data, namespace, expires) for key, data in batch[start:]]
+                return connection.executemany(sql, those).rowcount
+
+            if whole < len(batch):
+                stored += one_by_one(SET_QUICKLY, whole)
+            if stored < len(batch):
+                stored += one_by_one(SET, 0)
             return connection.total_changes - before > stored
 
         for _ in range(_PATIENCE):
@@ -439,7 +464,7 @@ class DiskKVStore(KVStoreProtocol):
                 if not _lacks_namespace(error):
                     raise
             self._make_namespace(namespace)
-        raise _cleared_again(rows[0][1], namespace)
+        raise _cleared_again(batch[0][0], namespace)
 
     def _make_namespace(self, namespace: Optional[str]) -> str:
         """The folder of a namespace, made and entered into the index where there is none."""

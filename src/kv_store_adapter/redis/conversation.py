@@ -16,7 +16,7 @@ from ..exceptions import (
     StoreUnavailableError,
     where,
 )
-from ..protocol import check_keys
+from ..protocol import check_items, check_keys
 from ..rules import MISSING, TTL, check_key, check_namespace, check_ttl, literal_prefix, matcher
 from ..serializers import Codec
 from .layout import Layout
@@ -88,10 +88,7 @@ class Conversation:
     def _encode(self, value: Any, key: str, namespace: Optional[str]) -> bytes:
         data = self._codec.encode(value, key, namespace)
         if len(data) > LONGEST_VALUE:
-            raise SerializationError(
-                f"The value for {where(key, namespace)} has {len(data)} bytes; Redis takes up to "
-                f"{LONGEST_VALUE}. Nothing was stored."
-            )
+            raise _too_long(data, key, namespace)
         return data
 
     @property
@@ -279,10 +276,13 @@ class Conversation:
     def set_many(
         self, mapping: Mapping[str, Any], namespace: Optional[str] = None, ttl: Optional[TTL] = None
     ) -> Talk:
-        items = {check_key(key): value for key, value in dict(mapping).items()}
+        items = check_items(mapping)
         namespace, milliseconds = check_namespace(namespace), check_ttl(ttl)
         # All are serialised before the first is sent.
-        encoded = [self._encode(value, key, namespace) for key, value in items.items()]
+        encoded = self._codec.encode_each(items, namespace)
+        for key, data in zip(items, encoded):
+            if len(data) > LONGEST_VALUE:
+                raise _too_long(data, key, namespace)
         pairs = list(zip(self._layout.names(items, namespace), encoded))
         for start in range(0, len(pairs), _BATCH):
             batch = pairs[start : start + _BATCH]
@@ -311,6 +311,13 @@ def _set(name: bytes, data: bytes, milliseconds: Optional[int]) -> Tuple[Any, ..
     if milliseconds is None:
         return ("SET", name, data)
     return ("SET", name, data, "PX", milliseconds)
+
+
+def _too_long(data: bytes, key: str, namespace: Optional[str]) -> SerializationError:
+    return SerializationError(
+        f"The value for {where(key, namespace)} has {len(data)} bytes; Redis takes up to "
+        f"{LONGEST_VALUE}. Nothing was stored."
+    )
 
 
 def _scan(cursor: Any, glob: bytes) -> Tuple[Any, ...]:
