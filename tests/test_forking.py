@@ -220,6 +220,8 @@ def test_a_fork_waits_for_connections_that_are_being_made(
     redis_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No fork falls into another thread's look-up of an address: its child could never do one."""
+    # Its usual half a second is over too soon where the machine stands still for a moment.
+    monkeypatch.setattr(forking, "_PATIENCE", 20.0)
     inside, forked, order = threading.Event(), threading.Event(), []
     real = socket.getaddrinfo
 
