@@ -7,10 +7,12 @@ import os
 import random
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
+import time_machine
 from described import LARGE, SMALL, counter_of, described
 
 from kv_store_adapter import DiskKVStore, KVStoreError, StoreUnavailableError
@@ -225,7 +227,7 @@ def test_a_namespace_whose_folder_is_garbled_keeps_its_files(sound: Path, tmp_pa
 ODD = [b"bytes", b"\xff", 5, 2.5, "text", "\0", ""]
 
 
-@pytest.mark.parametrize("column", ["key", "expires", "noted", "size", "value", "file", "digest"])
+@pytest.mark.parametrize("column", ["key", "expires", "size", "value", "file", "digest"])
 def test_columns_of_another_type(sound: Path, tmp_path: Path, column: str) -> None:
     """Where damage made something else of one field of an entry, that entry alone suffers, with a typed error, and check(repair=True) takes it out."""
     for number, odd in enumerate(ODD):
@@ -241,6 +243,32 @@ def test_columns_of_another_type(sound: Path, tmp_path: Path, column: str) -> No
             store.check(repair=True)
             assert store.check() == []
             use(store, {"typed errors": 0, "entries read": 0})
+
+
+@pytest.mark.parametrize("change", ["earliest = ?", "earliest = ? WHERE id > 1", None])
+def test_times_of_blocks(tmp_path: Path, change: Optional[str]) -> None:
+    """Whatever damage made of the times of blocks, entries expire when they should; check(repair=True) sets the times right."""
+    for odd in (2**62, b"bytes", "text", 0, -1.5):
+        path = tmp_path / repr(odd)
+        start = time.time()
+        with time_machine.travel(start, tick=False) as clock, DiskKVStore(path) as store:
+            for number in range(300):
+                store.set(str(number), number, ttl=100 + number)
+            with contextlib.closing(sqlite3.connect(path / DATABASE)) as raw, raw:
+                if change is None:
+                    raw.execute("DELETE FROM blocks WHERE id != 2")
+                else:
+                    raw.execute(f"UPDATE blocks SET {change}", (odd,))
+            clock.move_to(start + 250.5)
+            assert store.get_many(map(str, range(300))) == {str(n): n for n in range(151, 300)}
+            too_late = change is None or isinstance(odd, (bytes, str)) or odd > 0
+            assert [damage.what for damage in store.check(repair=True)] == ["database"] * too_late
+            assert store.check() == []
+            assert sorted(map(int, store.keys())) == list(range(151, 300))
+            assert store.purge() == 151
+            clock.move_to(start + 1000)
+            assert store.purge() == 149
+            assert store._database.fetch("SELECT * FROM blocks") == []
 
 
 @pytest.mark.parametrize("odd", [5, 2.5, b"bytes"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sqlite3
 import time
 from typing import Any, Callable, Optional, Sequence, Tuple, TypeVar
@@ -11,6 +10,7 @@ from ..exceptions import StoreClosedError, StoreUnavailableError
 from .database import Database, is_full
 from .folder import Folder
 from .space import Reserve
+from .statements import DUE
 
 __all__ = ["Cleaner"]
 
@@ -20,11 +20,16 @@ T = TypeVar("T")
 # so that cleaning outruns writing, and few enough that no write is held up.
 _EVERY, _AT_ONCE = 16, 100
 
-_DUE = f"SELECT id FROM entries WHERE noted <= ? ORDER BY noted LIMIT {_AT_ONCE}"
-_DELETE_EXPIRED = f"DELETE FROM entries WHERE id IN ({_DUE}) AND expires <= ?"
-_NOTE_AGAIN = (
-    f"UPDATE entries SET noted = expires WHERE id IN ({_DUE}) AND (expires IS NULL OR expires > ?)"
+# The blocks whose times came first: together they are likely to have a hundred such entries.
+_BLOCKS = "SELECT id FROM blocks WHERE earliest <= ? ORDER BY earliest LIMIT 16"
+_IN_BLOCK = "entries.id BETWEEN blocks.id << 6 AND (blocks.id << 6) + 63"
+_DELETE_EXPIRED = (
+    f"DELETE FROM entries WHERE id IN (SELECT entries.id FROM ({_BLOCKS}) AS blocks "
+    f"CROSS JOIN entries ON {_IN_BLOCK} WHERE expires <= ? LIMIT {_AT_ONCE})"
 )
+_EARLIEST = f"SELECT min(expires) FROM entries WHERE {_IN_BLOCK}"
+_DROP_BLOCKS = f"DELETE FROM blocks WHERE id IN ({_BLOCKS}) AND ({_EARLIEST}) IS NULL"
+_RENEW_BLOCKS = f"UPDATE blocks SET earliest = ({_EARLIEST}) WHERE id IN ({_BLOCKS})"
 
 # How many rows of a cleared namespace one transaction deletes: a few milliseconds' worth.
 _CLEARED_AT_ONCE = 500
@@ -47,13 +52,14 @@ class Cleaner:
 
     # ------------------------------------------------------------------ with every write
 
-    def after_write(self, size: int, garbage: bool) -> None:
-        """Called when an entry was written: `size` bytes, and whether it replaced a file."""
+    def after_write(self, size: int, garbage: bool, count: int = 1) -> None:
+        """Called when entries were written: `size` bytes, and whether they may have left files."""
         if garbage:
             self.collect()
-        self._writes += 1
-        if self._writes % _EVERY == 0:
-            self._quietly(self._delete_expired)
+        self._writes += count
+        if self._writes >= _EVERY:
+            self._writes = 0
+            self._quietly(lambda: self._delete_some(1 + count * 2 // _AT_ONCE))
         if self._size_limit is not None:
             self._written += size
             # Looked at when a hundredth of the limit was written, not at every write.
@@ -82,26 +88,40 @@ class Cleaner:
             # All of it again: with less, the next one would find no room when others took the rest.
             self._reserve.keep(1)
 
+    def _delete_some(self, times: int) -> None:
+        # For a batch that was written twice as many are looked for, in transactions of a hundred.
+        for _ in range(times):
+            if not self._delete_expired()[1]:
+                return
+
     def _delete_expired(self) -> Tuple[int, bool]:
         """Delete some of what has expired: how many, and whether there may be more."""
         now = _now()
 
-        def work(connection: sqlite3.Connection) -> Tuple[int, int, int]:
+        def work(connection: sqlite3.Connection) -> Tuple[int, int]:
             before = connection.total_changes
             expired = connection.execute(_DELETE_EXPIRED, (now, now)).rowcount
             garbage = connection.total_changes - before - expired
-            # Written again since they were noted, and alive: or they would be looked at for ever.
-            alive = connection.execute(_NOTE_AGAIN, (now, now)).rowcount
-            return expired, alive, garbage
+            # What is left of them may live on: or they would be looked at for ever.
+            connection.execute(_DROP_BLOCKS, (now,))
+            connection.execute(_RENEW_BLOCKS, (now,))
+            return expired, garbage
 
         # Most of the time there is nothing, and looking takes nobody's turn.
-        if not self._database.fetch_one("SELECT 1 FROM entries WHERE noted <= ? LIMIT 1", (now,)):
+        if not self._is_due(now):
             return 0, False
-        expired, alive, garbage = self.transaction(work)
+        expired, garbage = self.transaction(work)
         if garbage:
             # As many files as went: left over, they would wait for the next garbage.
             self.collect(2 * _AT_ONCE)
-        return expired, expired + alive > 0
+        return expired, self._is_due(now)
+
+    def _blocks(self) -> int:
+        row = self._database.fetch_one("SELECT count(*) FROM blocks")
+        return 0 if row is None else int(row[0])
+
+    def _is_due(self, now: int) -> bool:
+        return self._database.fetch_one(f"{DUE} LIMIT 1", (now,)) is not None
 
     # ------------------------------------------------------------------ files
 
@@ -174,13 +194,14 @@ class Cleaner:
 
     def purge(self) -> int:
         """Do all of it now: expired entries, files without entry, namespaces without any."""
-        deleted = 0
-        for _ in itertools.repeat(None):
+        deleted = in_vain = 0
+        more = True
+        # A damaged index may name the same blocks for ever.
+        while more and in_vain <= self._blocks() // 16:
             expired, more = self._delete_expired()
             deleted += expired
-            if not more:
-                break
-            time.sleep(0.001)
+            in_vain = 0 if expired else in_vain + 1
+            time.sleep(0.001 if more else 0)
         # What can't be removed stays on the list for another time.
         while self._collect(1000):
             pass

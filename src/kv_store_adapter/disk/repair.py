@@ -50,6 +50,7 @@ def check(database: Database, folder: Folder, serializer: str, *, repair: bool) 
         rebuild(folder, serializer)
     if found and not repair:
         return found  # what a damaged index says of the rest means nothing
+    found += _check_blocks(database, repair=repair)
     found += _check_namespaces(database, folder, serializer, repair=repair)
     for damage, number in _check_entries(database, folder):
         found.append(damage)
@@ -65,6 +66,29 @@ def _check_database(database: Database) -> List[Damage]:
     except KVStoreError as error:
         return [Damage("database", None, None, str(error.__cause__ or error))]
     return [Damage("database", None, None, problem) for problem in problems]
+
+
+def _check_blocks(database: Database, *, repair: bool) -> List[Damage]:
+    """Does no entry expire before the time of its block? It would be listed, and not cleaned."""
+    row = database.fetch_one(
+        "SELECT count(*) FROM entries LEFT JOIN blocks ON blocks.id = entries.id >> 6 "
+        "WHERE typeof(expires) = 'integer' "
+        "AND (typeof(earliest) NOT IN ('integer', 'real') OR earliest > expires)"
+    )
+    if not row or not row[0]:
+        return []
+    if repair:
+        database.transaction(_time_blocks)
+    problem = f"{row[0]} entries expire before the time that is kept for their block"
+    return [Damage("database", None, None, problem)]
+
+
+def _time_blocks(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM blocks")
+    connection.execute(
+        "INSERT INTO blocks SELECT id >> 6, min(expires) FROM entries "
+        "WHERE typeof(expires) = 'integer' GROUP BY 1"
+    )
 
 
 def _check_namespaces(
@@ -117,13 +141,12 @@ def _check_entries(database: Database, folder: Folder) -> Iterator[Tuple[Damage,
     last = 0
     while True:
         rows = database.fetch(
-            "SELECT entries.id, name, key, value, size, file, digest, expires, noted "
-            "FROM entries "
+            "SELECT entries.id, name, key, value, size, file, digest, expires FROM entries "
             "JOIN namespaces ON namespaces.id = ns AND name < x'' "  # text: see _check_namespaces
             f"WHERE entries.id > ? ORDER BY 1 LIMIT {_PAGE}",
             (last,),
         )
-        for number, name, key, value, size, file, digest, expires, noted in rows:
+        for number, name, key, value, size, file, digest, expires in rows:
             last = number
             namespace = name or None
             if not isinstance(key, str):
@@ -140,8 +163,6 @@ def _check_entries(database: Database, folder: Folder) -> Iterator[Tuple[Damage,
                     problem = "its checksum does not fit"
                 elif not isinstance(expires, (int, float, type(None))):
                     problem = "its expiry is no number"
-                elif expires is not None and not _is_at_most(noted, expires):
-                    problem = "its expiry does not fit the index"
             except FileNotFoundError:
                 now = database.fetch_one("SELECT file FROM entries WHERE id = ?", (number,))
                 # Replaced while we looked: then there is nothing wrong.
@@ -152,10 +173,6 @@ def _check_entries(database: Database, folder: Folder) -> Iterator[Tuple[Damage,
                 yield Damage("entry", namespace, key, problem), number
         if len(rows) < _PAGE:
             return
-
-
-def _is_at_most(noted: Any, expires: float) -> bool:
-    return isinstance(noted, (int, float)) and noted <= expires
 
 
 def rebuild(folder: Folder, serializer: str) -> str:
@@ -200,6 +217,7 @@ def _make_fresh(folder: Folder, serializer: str, fresh_path: str) -> Set[str]:
         # An entry whose namespace could not be read has no name any more.
         fresh.execute("DELETE FROM entries WHERE ns NOT IN (SELECT id FROM namespaces)")
         fresh.execute("DELETE FROM garbage")
+        _time_blocks(fresh)
         fresh.execute("COMMIT")
         fresh.execute("PRAGMA journal_mode=WAL")
         # Also those that only entries name: where the namespace's own row was hit.

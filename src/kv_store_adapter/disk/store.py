@@ -43,12 +43,12 @@ from .statements import (
     DELETE,
     EXPIRES,
     GET,
+    IN_DUE,
     LIVE,
     NS,
     SET,
-    SET_FIFTY_QUICKLY,
+    SET_FIFTY,
     SET_FILE,
-    SET_QUICKLY,
     between,
 )
 
@@ -350,10 +350,7 @@ class DiskKVStore(KVStoreProtocol):
         if len(data) >= self._spill_threshold:
             self._set_file(key, data, namespace, expires, only_new=False)
             return
-        row = self._row(key, data, namespace, expires)
-        stored, changes = self._insert(SET_QUICKLY, row, namespace)
-        if not stored:
-            _, changes = self._insert(SET, row, namespace)
+        _, changes = self._insert(SET, self._row(key, data, namespace, expires), namespace)
         self._cleaner.after_write(len(data), changes > 1)
 
     def add(
@@ -388,7 +385,8 @@ class DiskKVStore(KVStoreProtocol):
         for start in range(0, len(small), _BATCH):
             batch = small[start : start + _BATCH]
             garbage = self._insert_batch(batch, namespace, expires)
-            self._cleaner.after_write(sum(len(data) for _, data in batch), garbage)
+            size = sum(len(data) for _, data in batch)
+            self._cleaner.after_write(size, garbage, len(batch))
         if len(small) < len(encoded):
             for key, data in encoded:
                 if len(data) >= self._spill_threshold:
@@ -416,7 +414,7 @@ class DiskKVStore(KVStoreProtocol):
         self, key: str, data: bytes, namespace: Optional[str], expires: Optional[int]
     ) -> Tuple[Any, ...]:
         digest = self._digest(key, data, namespace)
-        return namespace or "", key, expires, expires, len(data), data, digest
+        return namespace or "", key, expires, len(data), data, digest
 
     def _insert(self, sql: str, row: Tuple[Any, ...], namespace: Optional[str]) -> Tuple[int, int]:
         for _ in range(_PATIENCE):
@@ -441,20 +439,14 @@ class DiskKVStore(KVStoreProtocol):
             number = connection.execute(
                 "SELECT id FROM namespaces WHERE name = ?", (namespace or "",)
             ).fetchone()
-            shared = (number[0] if number else None, expires, expires)
+            shared = (number[0] if number else None, expires)
             stored = 0
             for start in range(0, whole, AT_ONCE):
                 fifty = chain(shared, chain.from_iterable(rows[start : start + AT_ONCE]))
-                stored += connection.execute(SET_FIFTY_QUICKLY, tuple(fifty)).rowcount
-
-            def one_by_one(sql: str, start: int) -> int:
-                those = [self._row(key, data, namespace, expires) for key, data in batch[start:]]
-                return connection.executemany(sql, those).rowcount
-
-            if whole < len(batch):
-                stored += one_by_one(SET_QUICKLY, whole)
-            if stored < len(batch):
-                stored += one_by_one(SET, 0)
+                stored += connection.execute(SET_FIFTY, tuple(fifty)).rowcount
+            rest = [self._row(key, data, namespace, expires) for key, data in batch[whole:]]
+            if rest:
+                stored += connection.executemany(SET, rest).rowcount
             return connection.total_changes - before > stored
 
         for _ in range(_PATIENCE):
@@ -509,7 +501,7 @@ class DiskKVStore(KVStoreProtocol):
             except BaseException:
                 self._cleaner.discard(file)
                 raise
-            row: Tuple[Any, ...] = (key, expires, expires, len(data), digest, file)
+            row: Tuple[Any, ...] = (key, expires, len(data), digest, file)
             row += (namespace or "", folder)
             if only_new:
                 row += (_now(),)
@@ -546,8 +538,8 @@ class DiskKVStore(KVStoreProtocol):
         key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
         expires = _deadline(milliseconds)
         touched, _ = self._database.write(
-            f"UPDATE entries SET expires = ?, noted = ? WHERE ns = {NS} AND key = ? AND {LIVE}",
-            (expires, expires, namespace or "", key, _now()),
+            f"UPDATE entries SET expires = ? WHERE ns = {NS} AND key = ? AND {LIVE}",
+            (expires, namespace or "", key, _now()),
         )
         return touched > 0
 
@@ -637,8 +629,8 @@ class DiskKVStore(KVStoreProtocol):
         if number is None:
             return 0
         row = self._database.fetch_one(
-            "SELECT count(*) - (SELECT count(*) FROM entries "
-            "WHERE noted <= ? AND +ns = ? AND expires <= ?) FROM entries WHERE ns = ?",
+            f"SELECT count(*) - (SELECT count(*) {IN_DUE} AND ns = ? AND expires <= ?) "
+            "FROM entries WHERE ns = ?",
             (now, number, now, number),
         )
         self._cleaner.empty(number)
