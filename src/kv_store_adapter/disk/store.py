@@ -43,6 +43,7 @@ from .statements import (
     DELETE,
     EXPIRES,
     GET,
+    GET_QUICKLY,
     IN_DUE,
     LIVE,
     NS,
@@ -199,19 +200,15 @@ class DiskKVStore(KVStoreProtocol):
         return lambda key: read(check_key(key), namespace)
 
     def _read(self, key: str, namespace: Optional[str]) -> Any:
+        if not self._verify:  # a checksum would be another column
+            now = time.time() * 1000
+            row = self._database.fetch_one(GET_QUICKLY, (now, namespace or "", key))
+            if row is None:
+                return MISSING
+            if row[0] is not None:
+                return self._decode(row[0], key, namespace)  # the usual hit
         row = self._database.fetch_one(GET, (namespace or "", key))
-        if row is None:
-            return MISSING
-        value, expires, size, file, _digest = row
-        if (
-            file is None
-            and not self._verify
-            and type(value) is bytes
-            and len(value) == size
-            and (expires is None or (type(expires) is int and expires > time.time() * 1000))
-        ):
-            return self._decode(value, key, namespace)  # the usual hit
-        return self._load(row, key, namespace)
+        return MISSING if row is None else self._load(row, key, namespace)
 
     def _load(self, row: Tuple[Any, ...], key: str, namespace: Optional[str]) -> Any:
         """The value of a row of `GET`, or `MISSING` where it has expired."""
