@@ -156,14 +156,29 @@ class Database(forking.Forkable):
 
     def write(self, sql: str, parameters: Sequence[Any] = ()) -> Tuple[int, int]:
         """Run one writing statement: how many rows it changed, and how many with its triggers."""
+        turn = self._turn
+        if not turn.lock.acquire(blocking=False):
+            turn.wait()
+        try:
+            # The whole of a set, as `fetch_one` is of a get.
+            connection = self._take()
+            try:
+                before = connection.total_changes
+                rows = self._cursors[connection].execute(sql, parameters).rowcount
+                return rows, connection.total_changes - before
+            except (sqlite3.Error, UnicodeDecodeError, OverflowError):
+                pass  # nothing was done, so it is done again where there is patience
+            finally:
+                self._give(connection)
 
-        def work(connection: sqlite3.Connection) -> Tuple[int, int]:
-            before = connection.total_changes
-            rows = self._cursors[connection].execute(sql, parameters).rowcount
-            return rows, connection.total_changes - before
+            def work(connection: sqlite3.Connection) -> Tuple[int, int]:
+                before = connection.total_changes
+                rows = connection.execute(sql, parameters).rowcount
+                return rows, connection.total_changes - before
 
-        with self._turn:
             return self._run(work, "written")
+        finally:
+            turn.lock.release()
 
     def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` as one transaction that writes; all of it happens, or nothing."""
@@ -180,8 +195,13 @@ class Database(forking.Forkable):
                 raise
             return result
 
-        with self._turn:
+        turn = self._turn
+        if not turn.lock.acquire(blocking=False):
+            turn.wait()
+        try:
             return self._run(whole, "written")
+        finally:
+            turn.lock.release()
 
     def rest(self) -> None:
         """Close what is idle; the next operation opens anew."""
@@ -425,19 +445,16 @@ def _garbled(error: UnicodeDecodeError) -> sqlite3.DatabaseError:
 class _Turn:
     """The writers' lock of one process, with a bounded wait."""
 
-    __slots__ = ("_lock", "_path", "_timeout")
+    __slots__ = ("_path", "_timeout", "lock")
 
     def __init__(self, path: str, timeout: float) -> None:
         self._path = path
         self._timeout = timeout
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
-    def __enter__(self) -> None:
-        if not self._lock.acquire(timeout=self._timeout):
+    def wait(self) -> None:
+        if not self.lock.acquire(timeout=self._timeout):
             raise StoreUnavailableError(
                 f"Other threads wrote to {self._path} for the whole {self._timeout:g} s that were "
                 "allowed. Nothing was changed by this call."
             )
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._lock.release()
