@@ -20,7 +20,7 @@ import threading
 import time
 import tracemalloc
 from pathlib import Path
-from typing import Any, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import pytest
 import time_machine
@@ -766,6 +766,54 @@ def test_writers_keep_up_with_what_expires(store: DiskKVStore, batch: int, longe
         ((kept,),) = store._database.fetch("SELECT count(*) FROM entries")
         assert kept <= sum(end > time.time() for end in alive) + 100 + batch
         assert store._database.fetch("SELECT count(*) FROM blocks")[0][0] <= kept
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_thousands_of_entries_expire_as_they_should(store: DiskKVStore, seed: int) -> None:
+    """However many were set, given more time, deleted and cleared: what is over goes, the rest stays."""
+    chance, start = random.Random(seed), time.time()
+    ends: Dict[str, float] = {}
+    with time_machine.travel(start, tick=False) as clock:
+        for step in range(40):
+            first, ttl = chance.randrange(3000), chance.choice((None, 1, 50, 500))
+            names = [str(number) for number in range(first, first + chance.randrange(1500))]
+            act = chance.choice(("set", "set", "delete", "touch", "clear", "wait", "purge"))
+            if act == "set":
+                store.set_many(dict.fromkeys(names, step), ttl=ttl)
+                ends.update(dict.fromkeys(names, time.time() + (ttl or 1e9)))
+            elif act == "delete":
+                assert store.delete_many(names) == sum(name in ends for name in names)
+                for name in names:
+                    ends.pop(name, None)
+            elif act == "touch":
+                for name in names[:100]:
+                    assert store.touch(name, ttl=ttl) is (name in ends)
+                    if name in ends:
+                        ends[name] = time.time() + (ttl or 1e9)
+            elif act == "clear" and chance.random() < 0.3:
+                assert store.clear_namespace(None) == len(ends)
+                ends.clear()
+            elif act == "wait":
+                clock.move_to(time.time() + chance.choice((2, 60, 600)))
+                ends = {name: end for name, end in ends.items() if end > time.time()}
+            elif act == "purge":
+                store.purge()
+                assert store._database.fetch("SELECT count(*) FROM entries") == [(len(ends),)]
+            assert sorted(store.keys()) == sorted(ends)
+            assert store.check() == []
+
+
+def test_what_was_deleted_before_its_time_is_no_work_for_ever(store: DiskKVStore) -> None:
+    """Times that were kept for entries that are gone go with the next cleaning, many at once."""
+    names = [str(number) for number in range(5000)]
+    with time_machine.travel(time.time(), tick=False) as clock:
+        store.set_many(dict.fromkeys(names, 1), ttl=10)
+        store.set("alive", 1, ttl=1000)
+        assert store.delete_many(names) == 5000
+        clock.move_to(time.time() + 60)
+        assert store.purge() == 0
+        assert store._database.fetch("SELECT count(*) FROM blocks") == [(1,)]
+        assert store.keys() == ["alive"]
 
 
 def test_purge_drops_all_that_has_expired(store: DiskKVStore, path: Path) -> None:

@@ -29,7 +29,11 @@ _DELETE_EXPIRED = (
 )
 _EARLIEST = f"SELECT min(expires) FROM entries WHERE {_IN_BLOCK}"
 _DROP_BLOCKS = f"DELETE FROM blocks WHERE id IN ({_BLOCKS}) AND ({_EARLIEST}) IS NULL"
-_RENEW_BLOCKS = f"UPDATE blocks SET earliest = ({_EARLIEST}) WHERE id IN ({_BLOCKS})"
+# In place of those that were dropped others count among the first now, which may be empty, too.
+_RENEW_BLOCKS = (
+    f"UPDATE blocks SET earliest = ({_EARLIEST}) "
+    f"WHERE id IN ({_BLOCKS}) AND ({_EARLIEST}) IS NOT NULL"
+)
 
 # How many rows of a cleared namespace one transaction deletes: a few milliseconds' worth.
 _CLEARED_AT_ONCE = 500
@@ -194,10 +198,11 @@ class Cleaner:
 
     def purge(self) -> int:
         """Do all of it now: expired entries, files without entry, namespaces without any."""
+        # A damaged index may name the same blocks for ever.
+        patience = self._blocks() // 16 + 1
         deleted = in_vain = 0
         more = True
-        # A damaged index may name the same blocks for ever.
-        while more and in_vain <= self._blocks() // 16:
+        while more and in_vain <= patience:
             expired, more = self._delete_expired()
             deleted += expired
             in_vain = 0 if expired else in_vain + 1
