@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -801,6 +802,42 @@ def test_thousands_of_entries_expire_as_they_should(store: DiskKVStore, seed: in
                 assert store._database.fetch("SELECT count(*) FROM entries") == [(len(ends),)]
             assert sorted(store.keys()) == sorted(ends)
             assert store.check() == []
+
+
+@pytest.mark.parametrize("later", [None, 2000])
+def test_listing_what_is_over_takes_steps_for_each_entry_once(
+    store: DiskKVStore, later: Optional[float]
+) -> None:
+    """Listing and clearing take twice the steps for twice the entries, though all may be over."""
+    steps = []
+    with time_machine.travel(time.time(), tick=False) as clock:
+        for count in (1000, 4000):
+            store.set_many({str(number): 1 for number in range(count)}, "n", 10)
+            if later:
+                store.set_many({str(number): 1 for number in range(count)}, "n", later)
+            clock.move_to(time.time() + 60)
+            (connection,) = store._database._idle
+            calls: List[int] = []
+            connection.set_progress_handler(partial(calls.append, 1), 10)
+            assert len(store.keys("n")) == (count if later else 0)
+            listing = len(calls)
+            assert store.clear_namespace("n") == (count if later else 0)
+            connection.set_progress_handler(None, 0)
+            steps.append((listing, len(calls) - listing))
+    (listed, cleared), (listed_four, cleared_four) = steps
+    assert 3 < listed_four / listed < 6
+    assert 3 < cleared_four / cleared < 6
+
+
+def test_a_batch_needs_no_temporary_file(
+    store: DiskKVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """set_many of large values stores them where the temporary folder can't be written to."""
+    assert store._database.fetch("PRAGMA temp_store") == [(2,)]
+    monkeypatch.setenv("SQLITE_TMPDIR", "/dev/null")
+    values = {str(number): os.urandom(100_000) for number in range(60)}
+    store.set_many(values, ttl=10)
+    assert store.get_many(values) == values
 
 
 def test_what_was_deleted_before_its_time_is_no_work_for_ever(store: DiskKVStore) -> None:

@@ -238,6 +238,23 @@ def test_names_tell_serializers_apart() -> None:
     assert len(set(names)) == 7
 
 
+def test_a_serializer_without_a_dict_of_its_own(tmp_path: Path) -> None:
+    """An object with __slots__ is as good a serializer as any."""
+
+    class Slim:
+        __slots__ = ()
+
+        def dumps(self, value: Any) -> bytes:
+            return bytes(str(value), "utf-8")
+
+        def loads(self, data: bytes) -> Any:
+            return data.decode("utf-8")
+
+    with DiskKVStore(tmp_path / "store", serializer=Slim()) as store:
+        store.set_many({"a": 1, "b": 2})
+        assert store.get_many(["a", "b"]) == {"a": "1", "b": "2"}
+
+
 def test_a_class_is_no_serializer() -> None:
     """Forgotten parentheses are told when the store is made."""
     with pytest.raises(TypeError, match=r"JSONSerializer\(\)"):

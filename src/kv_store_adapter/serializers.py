@@ -337,8 +337,9 @@ class Codec:
                 )
         self.name: str = name_of(self.serializer)
         # Whoever has a loads() of its own has it for a reason, perhaps to refuse.
-        own = set(dir(Serializer)) & vars(self.serializer).keys()
-        plain = type(self.serializer) is PickleSerializer and not own
+        plain = type(self.serializer) is PickleSerializer and not (
+            set(dir(Serializer)) & vars(self.serializer).keys()
+        )
         #: Reads a value from an open file as `decode` does from bytes, but for its errors;
         #: ``None`` where the serializer wants bytes.
         self.load: Optional[Callable[[IO[bytes]], Any]] = pickle.load if plain else None

@@ -38,6 +38,9 @@ _RENEW_BLOCKS = (
 # How many rows of a cleared namespace one transaction deletes: a few milliseconds' worth.
 _CLEARED_AT_ONCE = 500
 
+# How many files one statement takes off the list. SQLite before 3.32 takes 999 parameters.
+_MOST_FILES = 900
+
 # After so many milliseconds a value file that no entry names belongs to a writer that died, and a
 # cleared namespace that is still there to a process that died while clearing.
 _GRACE = 10 * 60 * 1000
@@ -146,7 +149,7 @@ class Cleaner:
         """Remove some files; did any leave the list?"""
         rows = self._database.fetch(
             "SELECT file FROM garbage WHERE since <= ? AND file IS NOT NULL LIMIT ?",
-            (_now() - _GRACE, limit),
+            (_now() - _GRACE, min(limit, _MOST_FILES)),
         )
         # The file first: should this process die in between, the list still has it.
         gone = [file for (file,) in rows if self._folder.remove_file(file)]

@@ -72,6 +72,9 @@ def preparer(durable: bool, path: str) -> Callable[[sqlite3.Connection], None]:
         # Nothing that a tampered database brings along runs: no functions from its schema.
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        # What SQLite puts aside within one statement, at most fifty values of set_many, goes to no
+        # file: the temporary folder may be full, or read-only.
+        connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("PRAGMA journal_size_limit=67108864")
         # The pages a connection remembers, in KiB: SQLite's 2,000 are less than a few thousand
         # entries of 1 KiB, and then every get reads from the file again.

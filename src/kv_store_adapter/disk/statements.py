@@ -55,14 +55,14 @@ SET_FILE = (
     + _UPDATE
 )
 EXPIRES = f"SELECT expires FROM entries WHERE ns = {NS} AND key = ? AND {LIVE}"
-# Whether anything may have expired, and what may have, by the times of the blocks. CROSS: SQLite
-# would rather look at all entries than at 64 for each block.
+# Whether anything may have expired, and what may have, by the times of the blocks. CROSS, and a +
+# before each ns that follows: or SQLite looks at the whole namespace for each block.
 DUE = "SELECT 1 FROM blocks WHERE earliest <= ?"
 IN_DUE = (
     "FROM blocks CROSS JOIN entries ON entries.id BETWEEN blocks.id << 6 AND (blocks.id << 6) + 63"
     " WHERE earliest <= ?"
 )
-_EXPIRED = f"SELECT entries.id {IN_DUE} AND ns = {NS} AND expires <= ?"
+_EXPIRED = f"SELECT entries.id {IN_DUE} AND +ns = {NS} AND expires <= ?"
 # A condition of listings, which never look at the entries themselves. Asked first is whether
 # anything is due at all: comparing each entry with a list of none was a third of a listing.
 ALIVE = f"(NOT EXISTS ({DUE}) OR id NOT IN ({_EXPIRED}))"

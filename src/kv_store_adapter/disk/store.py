@@ -626,7 +626,7 @@ class DiskKVStore(KVStoreProtocol):
         if number is None:
             return 0
         row = self._database.fetch_one(
-            f"SELECT count(*) - (SELECT count(*) {IN_DUE} AND ns = ? AND expires <= ?) "
+            f"SELECT count(*) - (SELECT count(*) {IN_DUE} AND +ns = ? AND expires <= ?) "
             "FROM entries WHERE ns = ?",
             (now, number, now, number),
         )
