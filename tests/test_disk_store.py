@@ -16,6 +16,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import tracemalloc
@@ -1136,3 +1137,51 @@ def test_a_listing_of_keys_that_go_round_in_a_circle_ends(
         with pytest.raises(StoreUnavailableError, match=r"go round in a circle.*repair"):
             list(store.iter_keys())
         assert len(pages) == 2
+
+
+SIGNALS_THAT_RAISE = """
+    import random, signal, sys, threading
+    from pathlib import Path
+    from kv_store_adapter import DiskKVStore
+
+    class Late(BaseException):
+        pass
+
+    def late(*_):
+        raise Late
+
+    signal.signal(signal.SIGALRM, late)
+    chance = random.Random(1)
+    for number in range(20):
+        store = DiskKVStore(Path(sys.argv[1], str(number)))
+        for _ in range(20):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(2e-4, 8e-4))
+                try:
+                    while len(store._database._idle) == store._database._open:
+                        store.set("a", 1, ttl=9)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except Late:
+                pass
+            taken = []
+            other = threading.Thread(target=lambda: taken.append(store._database._turn.lock.acquire(False)))
+            other.start()
+            other.join()
+            assert taken == [True], "the writers' lock was lost"
+            store._database._turn = type(store._database._turn)("path", 1.0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers here")
+def test_a_signal_at_any_moment_leaves_the_turn_to_others(tmp_path: Path) -> None:
+    """Wherever in a write a signal's handler raises, the writers' lock is free afterwards."""
+    code = textwrap.dedent(SIGNALS_THAT_RAISE)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -157,9 +157,9 @@ class Database(forking.Forkable):
     def write(self, sql: str, parameters: Sequence[Any] = ()) -> Tuple[int, int]:
         """Run one writing statement: how many rows it changed, and how many with its triggers."""
         turn = self._turn
-        if not turn.lock.acquire(blocking=False):
-            turn.wait()
         try:
+            if not turn.lock.acquire(blocking=False):
+                turn.wait()
             # The whole of a set, as `fetch_one` is of a get.
             connection = self._take()
             try:
@@ -178,7 +178,10 @@ class Database(forking.Forkable):
 
             return self._run(work, "written")
         finally:
-            turn.lock.release()
+            try:
+                turn.lock.release()
+            except RuntimeError:
+                pass  # it was not taken
 
     def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` as one transaction that writes; all of it happens, or nothing."""
@@ -196,12 +199,15 @@ class Database(forking.Forkable):
             return result
 
         turn = self._turn
-        if not turn.lock.acquire(blocking=False):
-            turn.wait()
         try:
+            if not turn.lock.acquire(blocking=False):
+                turn.wait()
             return self._run(whole, "written")
         finally:
-            turn.lock.release()
+            try:
+                turn.lock.release()
+            except RuntimeError:
+                pass  # it was not taken
 
     def rest(self) -> None:
         """Close what is idle; the next operation opens anew."""
@@ -443,14 +449,18 @@ def _garbled(error: UnicodeDecodeError) -> sqlite3.DatabaseError:
 
 
 class _Turn:
-    """The writers' lock of one process, with a bounded wait."""
+    """The writers' lock of one process, with a bounded wait.
+
+    A signal's handler may raise right after `lock` was taken. So it is taken inside of the `try`
+    whose `finally` gives it back, and one of these knows whether it is this thread's.
+    """
 
     __slots__ = ("_path", "_timeout", "lock")
 
     def __init__(self, path: str, timeout: float) -> None:
         self._path = path
         self._timeout = timeout
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def wait(self) -> None:
         if not self.lock.acquire(timeout=self._timeout):
