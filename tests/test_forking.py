@@ -313,6 +313,6 @@ def test_a_signal_while_waiting_costs_no_connection(tmp_path: Path) -> None:
         finally:
             signal.signal(signal.SIGALRM, before)
             other.close()
-        assert store._database._open == len(store._database._idle) <= 1
+        assert len(store._database._open) == len(store._database._idle) <= 1
         store.set("a", 3)
         assert store.get("a") == 3

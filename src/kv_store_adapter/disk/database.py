@@ -9,9 +9,10 @@ import random
 import sqlite3
 import threading
 import time
+import weakref
 from collections import deque
 from functools import lru_cache
-from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple, TypeVar
+from typing import Any, Callable, Deque, List, Optional, Sequence, Tuple, TypeVar
 
 from .. import forking
 from ..exceptions import StoreClosedError, StoreUnavailableError
@@ -26,9 +27,16 @@ Row = Tuple[Any, ...]
 # starts at 1 ms and goes to 100: too coarse for writes of 15 microseconds.
 _FIRST_NAP, _LONGEST_NAP = 0.0002, 0.005
 
-# Connections that came through a fork. They are never closed: closing one would act on the
-# parent's files. Kept here, so that the garbage collector does not close them either.
+# How long a thread that waits for a connection sleeps before it counts again, in seconds.
+_LOOK_AGAIN = 0.1
+
+# What came through a fork. It is never closed: that would act on the parent's files. Kept here, so
+# that the garbage collector does not close it either.
 _inherited: List[Any] = []
+
+
+class _Place:
+    """The place in the pool of a connection that is being opened."""
 
 
 def is_busy(error: sqlite3.Error) -> bool:
@@ -67,6 +75,11 @@ class Database(forking.Forkable):
     Notes:
         *Threads.* A connection serves one thread at a time; the last one used is used next.
         Writers of one process queue at a lock, which is fairer and faster than SQLite's polling.
+        A connection is passed around as its one cursor: making one anew costs an eighth of a get.
+
+        *Signals.* A handler may raise anywhere, also between taking something and the `try` that
+        gives it back. The pool holds what is out weakly: a connection that is lost so is closed
+        by the garbage collector, and its place is free.
 
         *Forks.* Before a fork idle connections are closed and those in use awaited: SQLite's
         bookkeeping of file locks must not be inherited. Whatever comes through is set aside.
@@ -91,12 +104,13 @@ class Database(forking.Forkable):
 
     def _new_state(self) -> None:
         self._pid = os.getpid()
-        self._idle: Deque[sqlite3.Connection] = deque()
-        # A cursor for each connection: making one anew costs an eighth of a get.
-        self._cursors: Dict[sqlite3.Connection, sqlite3.Cursor] = {}
-        self._open = 0
+        self._idle: Deque[sqlite3.Cursor] = deque()
+        self._open: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._in_use: List[Any] = []
         self._waiting = 0
-        self._changed = threading.Condition()
+        # Its own lock is entered in C, at once with the `with` that leaves it.
+        self._mutex = threading.RLock()
+        self._changed = threading.Condition(self._mutex)
         self._turn = _Turn(self.path, self.timeout)
 
     # ------------------------------------------------------------------ what the store calls
@@ -127,26 +141,27 @@ class Database(forking.Forkable):
 
     def fetch_one(self, sql: str, parameters: Sequence[Any] = ()) -> Optional[Row]:
         """Run a reading statement and return its first row."""
-        connection = self._take()
+        cursor = self._take()
         try:
             # The whole of a hit on disk: no closure, no loop unless there is trouble. All rows, so
             # that nothing of the statement stays open.
-            rows: List[Row] = self._cursors[connection].execute(sql, parameters).fetchall()
+            rows: List[Row] = cursor.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
             if not is_busy(error):
-                raise self._broken(connection, error) from error
+                raise self._broken(cursor, error) from error
         except UnicodeDecodeError as error:
             damage = _garbled(error)
-            raise self._broken(connection, damage) from damage
+            raise self._broken(cursor, damage) from damage
         except BaseException:
-            self._give(connection)
+            # A signal's, and the statement may stand between two rows.
+            self._drop(cursor)
             raise
         else:
-            self._idle.append(connection)
+            self._idle.append(cursor)
             if self._waiting or self._closed:
                 self._wanted()
             return rows[0] if rows else None
-        self._give(connection)
+        self._give(cursor)
         rows = self.fetch(sql, parameters)
         return rows[0] if rows else None
 
@@ -158,30 +173,38 @@ class Database(forking.Forkable):
         """Run one writing statement: how many rows it changed, and how many with its triggers."""
         turn = self._turn
         try:
-            if not turn.lock.acquire(blocking=False):
-                turn.wait()
-            # The whole of a set, as `fetch_one` is of a get.
-            connection = self._take()
             try:
-                before = connection.total_changes
-                rows = self._cursors[connection].execute(sql, parameters).rowcount
-                return rows, connection.total_changes - before
-            except (sqlite3.Error, UnicodeDecodeError, OverflowError):
-                pass  # nothing was done, so it is done again where there is patience
+                if not turn.lock.acquire(blocking=False):
+                    turn.wait()
+                # The whole of a set, as `fetch_one` is of a get.
+                cursor = self._take()
+                try:
+                    connection = cursor.connection
+                    before = connection.total_changes
+                    rows = cursor.execute(sql, parameters).rowcount
+                    return rows, connection.total_changes - before
+                except (sqlite3.Error, UnicodeDecodeError, OverflowError):
+                    pass  # nothing was done, so it is done again where there is patience
+                finally:
+                    # As `_give` does; one statement by itself leaves no transaction open.
+                    self._idle.append(cursor)
+                    if self._waiting or self._closed:
+                        self._wanted()
+
+                def work(connection: sqlite3.Connection) -> Tuple[int, int]:
+                    before = connection.total_changes
+                    rows = connection.execute(sql, parameters).rowcount
+                    return rows, connection.total_changes - before
+
+                return self._run(work, "written")
             finally:
-                self._give(connection)
-
-            def work(connection: sqlite3.Connection) -> Tuple[int, int]:
-                before = connection.total_changes
-                rows = connection.execute(sql, parameters).rowcount
-                return rows, connection.total_changes - before
-
-            return self._run(work, "written")
-        finally:
-            try:
-                turn.lock.release()
-            except RuntimeError:
-                pass  # it was not taken
+                try:
+                    turn.lock.release()
+                except RuntimeError:
+                    pass  # it was not taken
+        except BaseException:
+            turn.is_over()
+            raise
 
     def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` as one transaction that writes; all of it happens, or nothing."""
@@ -200,14 +223,15 @@ class Database(forking.Forkable):
 
         turn = self._turn
         try:
-            if not turn.lock.acquire(blocking=False):
-                turn.wait()
-            return self._run(whole, "written")
-        finally:
             try:
-                turn.lock.release()
-            except RuntimeError:
-                pass  # it was not taken
+                if not turn.lock.acquire(blocking=False):
+                    turn.wait()
+                return self._run(whole, "written")
+            finally:
+                turn.is_over()
+        except BaseException:
+            turn.is_over()
+            raise
 
     def rest(self) -> None:
         """Close what is idle; the next operation opens anew."""
@@ -215,7 +239,7 @@ class Database(forking.Forkable):
 
     def close(self) -> None:
         """Close what is idle now and the rest when it comes back. Twice is fine."""
-        with self._changed:
+        with self._mutex:
             self._closed = True
             self._changed.notify_all()
         self._close_idle()
@@ -225,11 +249,11 @@ class Database(forking.Forkable):
     def _run(self, work: Callable[[sqlite3.Connection], T], verb: str) -> T:
         deadline = 0.0
         nap = _FIRST_NAP
-        connection: Optional[sqlite3.Connection] = self._take()
+        cursor: Optional[sqlite3.Cursor] = self._take()
         try:
-            while connection is not None:
+            while cursor is not None:
                 try:
-                    return work(connection)
+                    return work(cursor.connection)
                 except sqlite3.IntegrityError as error:
                     # The statement was refused, the connection is as good as before.
                     raise self._unavailable(error) from error
@@ -239,11 +263,11 @@ class Database(forking.Forkable):
                     ) from error
                 except UnicodeDecodeError as error:
                     damage = _garbled(error)
-                    lost, connection = connection, None
+                    lost, cursor = cursor, None
                     raise self._broken(lost, damage) from damage
                 except sqlite3.Error as error:
                     if not is_busy(error):
-                        lost, connection = connection, None
+                        lost, cursor = cursor, None
                         raise self._broken(lost, error) from error
                     now = time.monotonic()
                     deadline = deadline or now + self.timeout
@@ -254,8 +278,8 @@ class Database(forking.Forkable):
             raise AssertionError("unreachable: without a connection an error was raised")
         finally:
             # Also when a signal's handler raised while this thread slept.
-            if connection is not None:
-                self._give(connection)
+            if cursor is not None:
+                self._give(cursor)
 
     def _kept_busy(self, verb: str) -> StoreUnavailableError:
         return StoreUnavailableError(
@@ -266,7 +290,7 @@ class Database(forking.Forkable):
 
     # ------------------------------------------------------------------ the pool
 
-    def _take(self) -> sqlite3.Connection:
+    def _take(self) -> sqlite3.Cursor:
         if self._pid != os.getpid():
             # A fork that went past the hooks (os.fork called from C).
             self._after_fork_in_child()
@@ -275,9 +299,10 @@ class Database(forking.Forkable):
         except IndexError:
             return self._take_slowly()
 
-    def _take_slowly(self) -> sqlite3.Connection:
+    def _take_slowly(self) -> sqlite3.Cursor:
         deadline = time.monotonic() + self.timeout
-        with self._changed:
+        place = _Place()
+        with self._mutex:
             self._waiting += 1
             try:
                 while True:
@@ -290,8 +315,8 @@ class Database(forking.Forkable):
                             return self._idle.pop()
                         except IndexError:
                             pass
-                        if self._open < self._most:
-                            self._open += 1
+                        if len(self._open) < self._most:
+                            self._open.add(place)
                             break
                     left = deadline - time.monotonic()
                     if left <= 0:
@@ -299,16 +324,16 @@ class Database(forking.Forkable):
                             f"All {self._most} connections to {self.path} were in use for the "
                             f"whole {self.timeout:g} s that were allowed."
                         )
-                    self._changed.wait(left)
+                    # In steps: nobody tells of a place that the garbage collector made free.
+                    self._changed.wait(min(left, _LOOK_AGAIN))
             finally:
                 self._waiting -= 1
         try:
-            connection = self._connect()
-            self._cursors[connection] = connection.cursor()
-        except BaseException:
-            self._lost_one()
-            raise
-        return connection
+            cursor = self._connect().cursor()
+            self._open.add(cursor)
+        finally:
+            self._leave(place)
+        return cursor
 
     def _connect(self) -> sqlite3.Connection:
         connection = None
@@ -349,17 +374,18 @@ class Database(forking.Forkable):
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(os.path.dirname(self.path), name))
 
-    def _give(self, connection: sqlite3.Connection) -> None:
+    def _give(self, cursor: sqlite3.Cursor) -> None:
+        connection = cursor.connection
         if connection.in_transaction:
             # An exception from outside (a signal's) came between BEGIN and its handler.
             connection.rollback()
-        self._idle.append(connection)
+        self._idle.append(cursor)
         if self._waiting or self._closed:
             self._wanted()
 
     def _wanted(self) -> None:
         """A connection came back that somebody waits for, or that is to be closed."""
-        with self._changed:
+        with self._mutex:
             self._changed.notify()
         if self._closed:
             self._close_idle()
@@ -367,27 +393,26 @@ class Database(forking.Forkable):
     def _close_idle(self) -> None:
         while True:
             try:
-                connection = self._idle.pop()
+                cursor = self._idle.pop()
             except IndexError:
                 return
-            self._drop(connection)
-            self._lost_one()
+            self._drop(cursor)
 
-    def _drop(self, connection: sqlite3.Connection) -> None:
-        self._cursors.pop(connection, None)
-        connection.close()
+    def _drop(self, cursor: sqlite3.Cursor) -> None:
+        """Close a connection that was taken."""
+        try:
+            cursor.connection.close()
+        finally:
+            self._leave(cursor)
 
-    def _lost_one(self) -> None:
-        with self._changed:
-            self._open -= 1
+    def _leave(self, place: Any) -> None:
+        with self._mutex:
+            self._open.discard(place)
             self._changed.notify_all()
 
-    def _broken(self, connection: sqlite3.Connection, error: sqlite3.Error) -> Exception:
+    def _broken(self, cursor: sqlite3.Cursor, error: sqlite3.Error) -> Exception:
         """After an error that waiting does not heal: a new connection for the next one."""
-        try:
-            self._drop(connection)
-        finally:
-            self._lost_one()
+        self._drop(cursor)
         return self._unavailable(error)
 
     def damaged(self, what: str) -> StoreUnavailableError:
@@ -422,11 +447,12 @@ class Database(forking.Forkable):
                 except IndexError:
                     break
                 self._drop(idle)
-                self._open -= 1
             left = deadline - time.monotonic()
             # A thread that forks while it uses a connection itself would wait for ever: what is
             # still out then is set aside in the child.
-            if self._open <= 0 or left <= 0:
+            if not self._open or left <= 0:
+                # Held, because a child of CPython 3.8 drops the other threads' frames.
+                self._in_use = list(self._open)
                 return
             self._waiting += 1
             self._changed.wait(min(left, 0.05))
@@ -434,11 +460,12 @@ class Database(forking.Forkable):
 
     def _after_fork_in_parent(self) -> None:
         self._forking = False
+        self._in_use = []
         self._changed.notify_all()
         self._changed.release()
 
     def _after_fork_in_child(self) -> None:
-        _inherited.extend((*self._idle, self._cursors))
+        _inherited.extend((*self._idle, *self._open, *self._in_use))
         self._forking = False
         self._new_state()
 
@@ -451,8 +478,9 @@ def _garbled(error: UnicodeDecodeError) -> sqlite3.DatabaseError:
 class _Turn:
     """The writers' lock of one process, with a bounded wait.
 
-    A signal's handler may raise right after `lock` was taken. So it is taken inside of the `try`
-    whose `finally` gives it back, and one of these knows whether it is this thread's.
+    A signal's handler may raise right after `lock` was taken, so it is taken inside of the `try`
+    whose `finally` gives it back. Before CPython 3.11 it may also raise in that `finally`, so what
+    is around it gives it back again. An RLock knows whether it is this thread's.
     """
 
     __slots__ = ("_path", "_timeout", "lock")
@@ -468,3 +496,8 @@ class _Turn:
                 f"Other threads wrote to {self._path} for the whole {self._timeout:g} s that were "
                 "allowed. Nothing was changed by this call."
             )
+
+    def is_over(self) -> None:
+        """Give the lock back, if this thread has it."""
+        with contextlib.suppress(RuntimeError):
+            self.lock.release()
