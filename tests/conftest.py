@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -38,6 +39,17 @@ def _start(*options: str) -> Server:
             pytest.fail(NO_SERVER, pytrace=False)
         pytest.skip(NO_SERVER)
     return Server(binary, *options)
+
+
+@pytest.fixture
+def deep_stack() -> Iterator[None]:
+    """For tests that go to the end of the stack: nothing is collected there.
+
+    A collection's callbacks would find no room there either, and pytest fails a test for that.
+    """
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -272,6 +272,7 @@ def test_what_is_text_by_itself_is_written_plainly() -> None:
         assert filled("{a}", value) == text_of(value)
 
 
+@pytest.mark.usefixtures("deep_stack")
 def test_a_refusal_names_the_field() -> None:
     """The error names the field as the template does, and the class of what is in it."""
     with pytest.raises(
@@ -355,6 +356,7 @@ def test_a_template_that_could_not_work_is_refused_at_decoration(template: str, 
         filled(template, 1)
 
 
+@pytest.mark.usefixtures("deep_stack")
 def test_a_template_refuses_what_has_no_identity() -> None:
     """Neither {a} nor {a!r} ever writes an address."""
     for template in ("{a}", "{a!r}", "{a!s}", "{a!a}"):

@@ -521,6 +521,7 @@ _REFUSED = {
 }
 
 
+@pytest.mark.usefixtures("deep_stack")
 @pytest.mark.parametrize("which", _REFUSED)
 def test_what_has_no_stable_identity_is_refused_with_three_ways_out(which: str) -> None:
     """Never its repr or address: a TypeError names function, parameter, culprit, ways out."""

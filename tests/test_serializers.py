@@ -107,6 +107,7 @@ def test_lenient_json_takes_what_json_takes() -> None:
     assert json.loads(codec.encode("é", "k", None)) == "é"
 
 
+@pytest.mark.usefixtures("deep_stack")
 def test_a_value_too_deep_is_refused() -> None:
     """A value that nests too deeply for its serializer is a SerializationError."""
     deep: Any = []

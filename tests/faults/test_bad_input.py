@@ -300,6 +300,7 @@ def _unharmed(ground: Ground, store: Any) -> None:
     assert 900 < store.ttl("key", "n") <= 1000.001
 
 
+@pytest.mark.usefixtures("deep_stack")
 @pytest.mark.parametrize("kind", ["pickle", "json"])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the open file
 def test_what_wont_serialise_changes_nothing(ground: Ground, kind: str, count: Any) -> None:
@@ -325,6 +326,7 @@ def _returning(value: Any) -> Any:
     return lambda *_: value
 
 
+@pytest.mark.usefixtures("deep_stack")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_what_wont_serialise_is_still_an_answer(ground: Ground) -> None:
     """Under @cached a result that won't serialise is returned; the old one stays in the store."""

@@ -7,6 +7,7 @@ import time
 from typing import Any, Callable, Optional, Sequence, Tuple, TypeVar
 
 from ..exceptions import StoreClosedError, StoreUnavailableError
+from .clock import time_ms
 from .database import Database, is_full
 from .folder import Folder
 from .space import Reserve
@@ -103,7 +104,7 @@ class Cleaner:
 
     def _delete_expired(self) -> Tuple[int, bool]:
         """Delete some of what has expired: how many, and whether there may be more."""
-        now = _now()
+        now = time_ms()
 
         def work(connection: sqlite3.Connection) -> Tuple[int, int]:
             before = connection.total_changes
@@ -149,7 +150,7 @@ class Cleaner:
         """Remove some files; did any leave the list?"""
         rows = self._database.fetch(
             "SELECT file FROM garbage WHERE since <= ? AND file IS NOT NULL LIMIT ?",
-            (_now() - _GRACE, min(limit, _MOST_FILES)),
+            (time_ms() - _GRACE, min(limit, _MOST_FILES)),
         )
         # The file first: should this process die in between, the list still has it.
         gone = [file for (file,) in rows if self._folder.remove_file(file)]
@@ -193,7 +194,7 @@ class Cleaner:
 
         def unfinished() -> None:
             for (number,) in self._database.fetch(
-                "SELECT ns FROM dropped WHERE since <= ? LIMIT 10", (_now() - _GRACE,)
+                "SELECT ns FROM dropped WHERE since <= ? LIMIT 10", (time_ms() - _GRACE,)
             ):
                 self.empty(number)
 
@@ -214,7 +215,7 @@ class Cleaner:
         while self._collect(1000):
             pass
         for (number,) in self._database.fetch(
-            "SELECT ns FROM dropped WHERE since <= ?", (_now() - _GRACE,)
+            "SELECT ns FROM dropped WHERE since <= ?", (time_ms() - _GRACE,)
         ):
             self.empty(number)
         self._drop_empty_namespaces()
@@ -229,7 +230,7 @@ class Cleaner:
             ).fetchall()
             connection.executemany(
                 "INSERT INTO dropped SELECT id, folder, ? FROM namespaces WHERE id = ?",
-                [(_now(), *row) for row in empty],
+                [(time_ms(), *row) for row in empty],
             )
             connection.executemany("DELETE FROM namespaces WHERE id = ?", empty)
             return empty
@@ -289,7 +290,3 @@ class Cleaner:
         except (StoreUnavailableError, StoreClosedError):
             # The caller's own operation has succeeded; this is tried again at the next occasion.
             pass
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

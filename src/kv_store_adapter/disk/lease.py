@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import secrets
-import time
 from typing import Optional
 
 from ..leases import Lease
+from .clock import time_ms
 from .database import Database
 
 __all__ = ["DiskLease"]
@@ -24,7 +24,7 @@ class DiskLease(Lease):
 
     def acquire(self, wait: float) -> bool:
         """Try once; the caller waits."""
-        now = int(time.time() * 1000)
+        now = time_ms()
         # Read first: waiters must not take turns at the writers' lock just to be refused.
         row = self._database.fetch_one(
             "SELECT expires FROM locks WHERE name = ? AND key = ?", self._place
@@ -37,7 +37,7 @@ class DiskLease(Lease):
             "SET token = excluded.token, expires = excluded.expires WHERE locks.expires = ?",
             (*self._place, self._token, now + self.ttl_ms, -1 if row is None else row[0]),
         )
-        if taken and int(time.time() * 1000) >= now + self.ttl_ms:
+        if taken and time_ms() >= now + self.ttl_ms:
             self.release()
             return False  # getting it took longer than it holds
         return taken > 0
@@ -46,7 +46,7 @@ class DiskLease(Lease):
         """Hold on for another `ttl_ms`, unless somebody took over."""
         kept, _ = self._database.write(
             "UPDATE locks SET expires = ? WHERE name = ? AND key = ? AND token = ?",
-            (int(time.time() * 1000) + self.ttl_ms, *self._place, self._token),
+            (time_ms() + self.ttl_ms, *self._place, self._token),
         )
         return kept > 0
 

@@ -16,6 +16,7 @@ __all__ = [
     "IN_DUE",
     "LIVE",
     "NS",
+    "ONLY_NEW",
     "SET",
     "SET_FIFTY",
     "SET_FILE",
@@ -48,7 +49,9 @@ SET_FIFTY = (
     f"{_INSERT} SELECT ?, column1, ?, length(column2), column2, column3, NULL"
     f" FROM (VALUES {', '.join(['(?, ?, ?)'] * AT_ONCE)}) WHERE true{_UPDATE}"
 )
-ADD = SET + " WHERE entries.expires <= ?"
+# Only where what is there has expired.
+ONLY_NEW = " WHERE entries.expires <= ?"
+ADD = SET + ONLY_NEW
 # A file lies in the folder of one generation of its namespace, so the entry names that one.
 SET_FILE = (
     f"{_INSERT} SELECT id, ?, ?, ?, NULL, ?, ? FROM namespaces WHERE name = ? AND folder = ?"

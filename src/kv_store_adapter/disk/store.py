@@ -6,7 +6,6 @@ import math
 import os
 import sqlite3
 import time
-from itertools import chain
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -23,7 +22,6 @@ from typing import (
 
 from ..exceptions import (
     KeyNotFoundError,
-    SerializationError,
     StoreFormatError,
     StoreUnavailableError,
     where,
@@ -33,25 +31,12 @@ from ..rules import MISSING, TTL, check_key, check_namespace, check_ttl, literal
 from ..serializers import Codec
 from . import schema
 from .cleaning import Cleaner
+from .clock import deadline, time_ms
 from .database import Database
 from .folder import Folder, checksum, damaged
 from .lease import DiskLease
-from .statements import (
-    ADD,
-    ALIVE,
-    AT_ONCE,
-    DELETE,
-    EXPIRES,
-    GET,
-    GET_QUICKLY,
-    IN_DUE,
-    LIVE,
-    NS,
-    SET,
-    SET_FIFTY,
-    SET_FILE,
-    between,
-)
+from .statements import ALIVE, DELETE, EXPIRES, GET, GET_QUICKLY, IN_DUE, LIVE, NS, between
+from .writer import Writer
 
 if TYPE_CHECKING:
     from ..leases import Lease
@@ -145,7 +130,6 @@ class DiskKVStore(KVStoreProtocol):
         self._from_file = None if verify else codec.load
         self._serializer_name = codec.name
         self._verify = verify
-        self._size_limit = size_limit
         self._spill_threshold = spill_threshold
         if not os.fspath(path):
             raise ValueError("A path can't be empty. The current folder is '.'.")
@@ -158,6 +142,14 @@ class DiskKVStore(KVStoreProtocol):
         )
         schema.set_up(self._database, codec.name)
         self._cleaner = Cleaner(self._database, self._folder, size_limit)
+        self._writer = Writer(
+            self._database,
+            self._folder,
+            self._cleaner,
+            serializer=codec.name,
+            size_limit=size_limit,
+            verify=verify,
+        )
         self._cleaner.reclaim()
 
     @property
@@ -264,7 +256,7 @@ class DiskKVStore(KVStoreProtocol):
 
     def _expiry(self, key: str, namespace: Optional[str]) -> Optional[Tuple[Any, ...]]:
         key, namespace = check_key(key), check_namespace(namespace)
-        return self._database.fetch_one(EXPIRES, (namespace or "", key, _now()))
+        return self._database.fetch_one(EXPIRES, (namespace or "", key, time_ms()))
 
     def keys(self, namespace: Optional[str] = None, pattern: str = "*") -> List[str]:
         """Return the keys that match `pattern`, from one consistent look."""
@@ -313,7 +305,7 @@ class DiskKVStore(KVStoreProtocol):
             "name",
             "FROM namespaces WHERE +name > '' AND name < x'' AND EXISTS "
             f"(SELECT 1 FROM entries WHERE ns = namespaces.id AND {LIVE})",
-            (_now(),),
+            (time_ms(),),
         )
 
     def get_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> Dict[str, Any]:
@@ -342,30 +334,27 @@ class DiskKVStore(KVStoreProtocol):
         When it returns, the value is safe from ``kill -9``; with ``durable=True`` from a power cut.
         """
         key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
-        data = self._bytes(value, key, namespace)
-        expires = _deadline(milliseconds)
-        if len(data) >= self._spill_threshold:
-            self._set_file(key, data, namespace, expires, only_new=False)
-            return
-        _, changes = self._insert(SET, self._row(key, data, namespace, expires), namespace)
-        self._cleaner.after_write(len(data), changes > 1)
+        data = self._encode(value, key, namespace)
+        expires = deadline(milliseconds)
+        if len(data) < self._spill_threshold:
+            self._writer.put(key, data, namespace, expires)
+        else:
+            self._writer.put_file(key, data, namespace, expires)
 
     def add(
         self, key: str, value: Any, namespace: Optional[str] = None, ttl: Optional[TTL] = None
     ) -> bool:
         """Store `value` only if `key` is absent; return whether it was stored. Atomic."""
         key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
-        data = self._bytes(value, key, namespace)
-        expires = _deadline(milliseconds)
-        if len(data) >= self._spill_threshold:
-            # The file is written in vain when the key is there: look first.
-            if self._expiry(key, namespace) is not None:
-                return False
-            return self._set_file(key, data, namespace, expires, only_new=True)
-        row = (*self._row(key, data, namespace, expires), _now())
-        added, changes = self._insert(ADD, row, namespace)
-        self._cleaner.after_write(len(data), changes > 1)
-        return added > 0
+        data = self._encode(value, key, namespace)
+        expires = deadline(milliseconds)
+        if len(data) < self._spill_threshold:
+            return self._writer.put(key, data, namespace, expires, only_new=True)
+        self._writer.check_sizes([(key, data)], namespace)
+        # The file is written in vain when the key is there: look first.
+        if self._expiry(key, namespace) is not None:
+            return False
+        return self._writer.put_file(key, data, namespace, expires, only_new=True)
 
     def set_many(
         self, mapping: Mapping[str, Any], namespace: Optional[str] = None, ttl: Optional[TTL] = None
@@ -374,176 +363,30 @@ class DiskKVStore(KVStoreProtocol):
         items = check_items(mapping)
         namespace, milliseconds = check_namespace(namespace), check_ttl(ttl)
         encoded = list(zip(items, self._encode_each(items, namespace)))
-        if self._size_limit is not None:
-            for key, data in encoded:
-                self._check_size(data, key, namespace)
-        expires = _deadline(milliseconds)
+        self._writer.check_sizes(encoded, namespace)
+        expires = deadline(milliseconds)
         small = [item for item in encoded if len(item[1]) < self._spill_threshold]
         for start in range(0, len(small), _BATCH):
-            batch = small[start : start + _BATCH]
-            garbage = self._insert_batch(batch, namespace, expires)
-            size = sum(len(data) for _, data in batch)
-            self._cleaner.after_write(size, garbage, len(batch))
+            self._writer.put_batch(small[start : start + _BATCH], namespace, expires)
         if len(small) < len(encoded):
             for key, data in encoded:
                 if len(data) >= self._spill_threshold:
-                    self._set_file(key, data, namespace, expires, only_new=False)
-
-    def _bytes(self, value: Any, key: str, namespace: Optional[str]) -> bytes:
-        data = self._encode(value, key, namespace)
-        if self._size_limit is not None:
-            self._check_size(data, key, namespace)
-        return data
-
-    def _check_size(self, data: bytes, key: str, namespace: Optional[str]) -> None:
-        limit = self._size_limit
-        if limit is not None and len(data) > limit:
-            # Storing it would cost every other entry, and then itself.
-            raise SerializationError(
-                f"The value for {where(key, namespace)} has {len(data)} bytes, and the whole "
-                f"store may have {limit} (size_limit=). Nothing was stored."
-            )
-
-    def _digest(self, key: str, data: bytes, namespace: Optional[str]) -> Optional[int]:
-        return checksum(key, namespace, data) if self._verify else None
-
-    def _row(
-        self, key: str, data: bytes, namespace: Optional[str], expires: Optional[int]
-    ) -> Tuple[Any, ...]:
-        digest = self._digest(key, data, namespace)
-        return namespace or "", key, expires, len(data), data, digest
-
-    def _insert(self, sql: str, row: Tuple[Any, ...], namespace: Optional[str]) -> Tuple[int, int]:
-        for _ in range(_PATIENCE):
-            try:
-                return self._database.write(sql, row)
-            except StoreUnavailableError as error:
-                if not _lacks_namespace(error):
-                    raise
-            self._make_namespace(namespace)
-        raise _cleared_again(row[1], namespace)
-
-    def _insert_batch(
-        self, batch: List[Tuple[str, bytes]], namespace: Optional[str], expires: Optional[int]
-    ) -> bool:
-        """Store small values in one transaction; did it leave garbage?"""
-        # Half of set_many was: asking for the namespace in each row, a step for each row, tuples.
-        rows = [(key, data, self._digest(key, data, namespace)) for key, data in batch]
-        whole = len(batch) - len(batch) % AT_ONCE
-
-        def work(connection: sqlite3.Connection) -> bool:
-            before = connection.total_changes
-            number = connection.execute(
-                "SELECT id FROM namespaces WHERE name = ?", (namespace or "",)
-            ).fetchone()
-            shared = (number[0] if number else None, expires)
-            stored = 0
-            for start in range(0, whole, AT_ONCE):
-                fifty = chain(shared, chain.from_iterable(rows[start : start + AT_ONCE]))
-                stored += connection.execute(SET_FIFTY, tuple(fifty)).rowcount
-            rest = [self._row(key, data, namespace, expires) for key, data in batch[whole:]]
-            if rest:
-                stored += connection.executemany(SET, rest).rowcount
-            return connection.total_changes - before > stored
-
-        for _ in range(_PATIENCE):
-            try:
-                return self._database.transaction(work)
-            except StoreUnavailableError as error:
-                if not _lacks_namespace(error):
-                    raise
-            self._make_namespace(namespace)
-        raise _cleared_again(batch[0][0], namespace)
-
-    def _make_namespace(self, namespace: Optional[str]) -> str:
-        """The folder of a namespace, made and entered into the index where there is none."""
-        for _ in range(_PATIENCE):
-            row = self._database.fetch_one(
-                "SELECT folder FROM namespaces WHERE name = ?", (namespace or "",)
-            )
-            if row is not None:
-                return str(row[0])
-            folder = self._folder.make_namespace(namespace, self._serializer_name)
-            made, _ = self._database.write(
-                "INSERT OR IGNORE INTO namespaces(name, folder) VALUES(?, ?)",
-                (namespace or "", folder),
-            )
-            if made:
-                return folder
-            # Another thread or process was faster.
-            self._folder.remove_namespace(folder)
-        raise _cleared_again("", namespace)
-
-    def _set_file(
-        self,
-        key: str,
-        data: bytes,
-        namespace: Optional[str],
-        expires: Optional[int],
-        *,
-        only_new: bool,
-    ) -> bool:
-        """Store a large value: the file first, then the entry that names it."""
-        digest = checksum(key, namespace, data) if self._verify else None
-        sql = SET_FILE + (" WHERE entries.expires <= ?" if only_new else "")
-        for _ in range(_PATIENCE):
-            folder = self._make_namespace(namespace)
-            file = self._folder.new_file(folder)
-            # Announced before it is written: should this process die, the file is found and goes.
-            self._database.write("INSERT INTO garbage VALUES(?, ?)", (file, _now()))
-            try:
-                self._folder.write_file(file, data)
-            except FileNotFoundError:
-                continue  # the namespace was cleared meanwhile
-            except BaseException:
-                self._cleaner.discard(file)
-                raise
-            row: Tuple[Any, ...] = (key, expires, len(data), digest, file)
-            row += (namespace or "", folder)
-            if only_new:
-                row += (_now(),)
-
-            def enter(
-                connection: sqlite3.Connection,
-                file: str = file,
-                row: Tuple[Any, ...] = row,
-            ) -> Tuple[bool, bool]:
-                before = connection.total_changes
-                # Gone from the list: this process was stopped for so long that the file was
-                # taken for a dead writer's.
-                if not connection.execute("DELETE FROM garbage WHERE file = ?", (file,)).rowcount:
-                    return False, False
-                if not connection.execute(sql, row).rowcount:
-                    connection.execute("INSERT INTO garbage VALUES(?, 0)", (file,))
-                    return False, True
-                return True, connection.total_changes - before > 2
-
-            try:
-                entered, garbage = self._database.transaction(enter)
-            except BaseException:
-                self._cleaner.discard(file)
-                raise
-            self._cleaner.after_write(len(data), garbage)
-            if entered:
-                return True
-            if only_new and self._expiry(key, namespace) is not None:
-                return False
-        raise _cleared_again(key, namespace)
+                    self._writer.put_file(key, data, namespace, expires)
 
     def touch(self, key: str, namespace: Optional[str] = None, ttl: Optional[TTL] = None) -> bool:
         """Give `key` a new ttl and keep its value; return whether it was there. Atomic."""
         key, namespace, milliseconds = check_key(key), check_namespace(namespace), check_ttl(ttl)
-        expires = _deadline(milliseconds)
+        expires = deadline(milliseconds)
         touched, _ = self._database.write(
             f"UPDATE entries SET expires = ? WHERE ns = {NS} AND key = ? AND {LIVE}",
-            (expires, namespace or "", key, _now()),
+            (expires, namespace or "", key, time_ms()),
         )
         return touched > 0
 
     def delete(self, key: str, namespace: Optional[str] = None) -> bool:
         """Delete `key` and return whether it was there. Atomic."""
         key, namespace = check_key(key), check_namespace(namespace)
-        deleted, changes = self._cleaner.write(DELETE, (namespace or "", key, _now()))
+        deleted, changes = self._cleaner.write(DELETE, (namespace or "", key, time_ms()))
         if not deleted:
             self._delete_expired([key], namespace)
         if changes > 1:
@@ -559,7 +402,7 @@ class DiskKVStore(KVStoreProtocol):
             marks = ",".join("?" * len(batch))
             rows, changes = self._cleaner.write(
                 f"DELETE FROM entries WHERE ns = {NS} AND key IN ({marks}) AND {LIVE}",
-                (namespace or "", *batch, _now()),
+                (namespace or "", *batch, time_ms()),
             )
             deleted += rows
             if changes > rows:
@@ -572,7 +415,7 @@ class DiskKVStore(KVStoreProtocol):
         """Delete what has expired, too: should the clock go back, what was deleted stays so."""
         marks = ",".join("?" * len(keys))
         those = f"ns = {NS} AND key IN ({marks}) AND expires <= ?"
-        parameters = (namespace or "", *keys, _now())
+        parameters = (namespace or "", *keys, time_ms())
         # Looked for first: most keys that are not there are not there at all.
         if self._database.fetch_one(f"SELECT 1 FROM entries WHERE {those} LIMIT 1", parameters):
             rows, changes = self._cleaner.write(f"DELETE FROM entries WHERE {those}", parameters)
@@ -592,7 +435,7 @@ class DiskKVStore(KVStoreProtocol):
                 return default
             deleted, changes = self._cleaner.write(
                 f"{DELETE} AND value IS ? AND file IS ?",
-                (namespace or "", key, _now(), row[0], row[3]),
+                (namespace or "", key, time_ms(), row[0], row[3]),
             )
             if changes > 1:
                 self._cleaner.collect()
@@ -610,7 +453,7 @@ class DiskKVStore(KVStoreProtocol):
         transactions after that, so that nobody else waits for a large namespace.
         """
         namespace = check_namespace(namespace)
-        now = _now()
+        now = time_ms()
 
         def drop(connection: sqlite3.Connection) -> Optional[int]:
             row = connection.execute(
@@ -701,28 +544,6 @@ def _open_again(kind: type, path: str, options: Dict[str, Any]) -> Any:
     return kind(path, **options)
 
 
-def _lacks_namespace(error: StoreUnavailableError) -> bool:
-    """Whether entries.ns would be NULL: the namespace is not there, or not any more."""
-    cause = error.__cause__
-    return isinstance(cause, sqlite3.IntegrityError) and "entries.ns" in str(cause)
-
-
-def _cleared_again(key: str, namespace: Optional[str]) -> StoreUnavailableError:
-    return StoreUnavailableError(
-        f"{where(key, namespace)} could not be stored: the namespace was cleared again and again "
-        "meanwhile. Try again."
-    )
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
-
-
-def _deadline(milliseconds: Optional[int]) -> Optional[int]:
-    # Rounded up: never early, and less than one millisecond late.
-    return None if milliseconds is None else math.ceil(time.time() * 1000) + milliseconds
-
-
 def _alive_in(namespace: Optional[str]) -> Tuple[Any, ...]:
-    now = _now()
+    now = time_ms()
     return now, now, namespace or "", now
