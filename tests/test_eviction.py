@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import List
+from typing import Dict, List
 
 import pytest
 import time_machine
@@ -99,12 +99,16 @@ def _returned(small: int, main: int, *, from_main: bool = False, maxsize: int = 
     """The small queue's share after one came back, with so many more remembered by each queue."""
     policy, table = S3FIFO(maxsize), Table(None)
     back = policy._left_main if from_main else policy._left_small
-    back[hash("back") ^ table.salt] = None
-    policy._left_small.update((-1 - number, None) for number in range(small))
-    policy._left_main.update((-1001 - number, None) for number in range(main))
-    policy.admit("back", table)
-    assert "back" in policy._main.values()
-    assert hash("back") ^ table.salt not in back
+    for left, keys in (
+        (back, ["back"]),
+        (policy._left_small, [f"small{number}" for number in range(small)]),
+        (policy._left_main, [f"main{number}" for number in range(main)]),
+    ):
+        table.left.update(dict.fromkeys(keys, left))
+        left.count += len(keys)
+    slot, _ = policy.admit("back", table)
+    assert list(policy._main) == [slot]
+    assert "back" not in table.left
     return policy._share
 
 
@@ -134,22 +138,39 @@ def test_what_left_is_remembered_for_a_while() -> None:
         policy, table = S3FIFO(maxsize), Table(None)
         for number in range(maxsize * 4):
             policy.admit(f"k{number}", table)
-        assert len(policy._left_small) == remembered
-        assert hash(f"k{maxsize * 3 - 1}") ^ table.salt in policy._left_small
+        assert policy._left_small.count == len(table.left) == remembered
+        assert f"k{maxsize * 3 - 1}" in table.left
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """However many come back, the order of those that left holds few of them, and all others."""
+    policy, table = S3FIFO(10), Table(None)
+    policy._left_small.count = 1
+    policy._left_small.order.extend(("oldest", table))
+    table.left["oldest"] = policy._left_small
+    for number in range(1000):
+        # Never more than the oldest and three: nobody is forgotten, nearly all come back.
+        if f"k{number % 13}" not in policy._keys:
+            policy.admit(f"k{number % 13}", table)
+        assert policy._left_small.count + policy._left_main.count == len(table.left)
+        for left in (policy._left_small, policy._left_main):
+            assert left.count <= 4
+            assert len(left.order) <= 2 * (4 * 5 + 1)
+            assert {k for k, its in table.left.items() if its is left} <= {*list(left.order)[::2]}
 
 
 def test_a_slot_is_used_again() -> None:
     """Slots of what left or was deleted are given out anew, unmarked, so their number stays small."""
     policy, table = S3FIFO(10), Table(None)
-    for number in range(100):
-        slot, _, _ = policy.admit(f"k{number}", table)
+    for number in range(1000):
+        slot, _ = policy.admit(f"k{number}", table)
         assert policy.used[slot] is False
         assert policy._tables[slot] is table
         policy.used[slot] = True
         if number % 3 == 0:
             policy.forget(slot)
             assert policy._tables[slot] is None
-    assert len(policy.used) == len(policy._tables) <= 10
+    assert len(policy.used) == len(policy._tables) <= 10 + 5 + 17
 
 
 def test_equal_keys_of_two_namespaces_are_not_taken_for_one() -> None:
@@ -169,7 +190,7 @@ def test_a_small_queue_at_its_share_gives_first() -> None:
     slots = [policy.admit(f"k{number}", table)[0] for number in range(10)]
     for slot in slots[:9]:
         policy.used[slot] = True
-    assert policy.admit("new", table) == (slots[9], table, "k9")
+    assert policy.admit("new", table) == (slots[9], (table, "k9"))
 
 
 def test_hits_through_a_reader_count() -> None:
@@ -225,6 +246,47 @@ def test_deleted_entries_leave_the_queues() -> None:
             store.set(f"new{number}", 1, "n")
         assert _queued(store) == 30
         assert len(store.keys("n")) == 30
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_deletions_change_nothing_for_the_others(seed: int) -> None:
+    """Who leaves is who would leave if deleted entries were taken out of the queues at once."""
+    dice = random.Random(seed)
+    policy, table = S3FIFO(20), Table(None)
+    small: List[int] = []  # the queues as they ought to be
+    main: List[int] = []
+    keys: Dict[int, str] = {}
+    for number in range(3000):
+        action = dice.random()
+        if keys and action < 0.4:
+            slot = dice.choice(list(keys))
+            policy.forget(slot)
+            (small if slot in small else main).remove(slot)
+            del keys[slot]
+        elif keys and action < 0.6:
+            policy.used[dice.choice(list(keys))] = True
+        else:
+            key = dice.choice([f"k{n}" for n in range(60) if f"k{n}" not in keys.values()])
+            used, limit = policy.used[:], policy._share
+            leaver = None
+            while len(keys) == 20:
+                queue = small if len(small) >= limit or not main else main
+                slot = queue.pop(0)
+                if used[slot]:
+                    used[slot] = False
+                    main.append(slot)
+                else:
+                    leaver = table, keys.pop(slot)
+            slot, left = policy.admit(key, table)
+            assert left == leaver
+            assert slot not in keys
+            (main if policy._in_main[slot] else small).append(slot)
+            keys[slot] = key
+        assert [s for s in policy._small if policy._keys[s] is not None] == small
+        assert [s for s in policy._main if policy._keys[s] is not None] == main
+        assert len(policy) == len(keys)
+        assert len(policy._small) + len(policy._main) <= len(keys) * 1.5 + 17
+        assert len(policy.used) <= 20 * 1.5 + 17
 
 
 def test_the_namespace_of_evicted_entries_goes() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from .eviction import CHUNK, DEADLINE
+from .eviction import CHUNK, DEADLINE, Left
 
 __all__ = ["NEVER", "Expiry", "Table"]
 
@@ -41,18 +41,18 @@ class Table(Dict[str, Any]):
     in last: it takes keys with a ttl of `pace` seconds and a deadline from `since` to before
     `until`, up to `room` keys in all, so that the usual case needs no arithmetic.
 
-    `salt` tells equal keys of different namespaces apart.
+    `left` are keys that a full store's policy let go not long ago, with the queue they were in.
     """
 
     __slots__ = (
-        *("__weakref__", "chunks", "fresh", "fresh_number", "name", "noted"),
-        *("open", "pace", "room", "salt", "since", "until"),
+        *("__weakref__", "chunks", "fresh", "fresh_number", "left", "name", "noted"),
+        *("open", "pace", "room", "since", "until"),
     )
 
     def __init__(self, name: Optional[str]) -> None:
         super().__init__()
         self.name: Optional[str] = name
-        self.salt: int = hash(name)
+        self.left: Dict[str, Left] = {}
         self.forget()
 
     def forget(self) -> None:

@@ -99,6 +99,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         self._awaited: WeakValueDictionary[Optional[str], Table] = WeakValueDictionary()
         self._policy = None if maxsize is None else S3FIFO(maxsize)
         self._codec = None if serializer is None else Codec(serializer)
+        self._used: Optional[List[bool]] = None if self._policy is None else self._policy.used
         self._plain = self._policy is None and self._codec is None
         self._expiry = Expiry()
         forking.register(self)
@@ -130,23 +131,25 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             try:
                 entry = self._tables[namespace].get(key)
             except (KeyError, TypeError):
-                entry = None
-            # A key that is found is one that could be stored: it needs no check.
-            if entry is not None:
-                deadline = entry[1]
-                if deadline is None or deadline > time.time():
-                    if self._plain:
-                        return entry[0]
-                    if self._policy is not None:
-                        self._policy.used[entry[3]] = True
-                    if self._codec is None:
-                        return entry[0]
-                    return self._codec.decode(entry[0], key, namespace)
-            elif default is not MISSING and namespace in self._tables:
-                # The usual miss of a cache. Other keys than could be stored are refused.
-                if len(key) > 1000 or not key.isascii():
-                    check_key(key)
-                return default
+                pass  # an empty namespace, or none that could be one
+            else:
+                # A key that is found is one that could be stored: it needs no check.
+                if entry is not None:
+                    deadline = entry[1]
+                    if deadline is None or deadline > time.time():
+                        if self._plain:
+                            return entry[0]
+                        used = self._used
+                        if used is not None:
+                            used[entry[3]] = True
+                        if self._codec is None:
+                            return entry[0]
+                        return self._codec.decode(entry[0], key, namespace)
+                elif default is not MISSING:
+                    # The usual miss of a cache. Other keys than could be stored are refused.
+                    if len(key) > 1000 or not key.isascii():
+                        check_key(key)
+                    return default
         if self._live(key, namespace) is not None:  # of another class of str, or stored just now
             plain = check_key(key), check_namespace(namespace)
             return self.get(*plain, default=default)
@@ -216,7 +219,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         namespace = check_namespace(namespace)
         table = self._bind(namespace)
         find = table.get
-        used, codec = None if self._policy is None else self._policy.used, self._codec
+        used, codec = self._used, self._codec
 
         def read(key: str) -> Any:
             entry = find(key)
@@ -257,7 +260,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
 
     # ------------------------------------------------------------------ changing, under the lock
 
-    def set(
+    def set(  # noqa: PLR0912  # each call that it makes is a tenth of it
         self, key: str, value: Any, namespace: Optional[str] = None, ttl: Optional[TTL] = None
     ) -> None:
         """Store `value` under `key`, in place of what was there and of its ttl."""
@@ -270,9 +273,9 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         try:
             lock.acquire()
             table = self._tables.get(namespace)
-            if table is None or self._policy is not None:
+            if table is None:
                 self._put(key, value, check_namespace(namespace), seconds)
-            else:
+            elif self._policy is None:
                 # As in _put(), without the calls: this is the path of most writes.
                 old = table.get(key)
                 if old is None and (len(key) > 1000 or not key.isascii()):
@@ -296,6 +299,19 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
                         self._put(key, value, namespace, seconds)
                 if now >= self._expiry.next:
                     self._sweep(now)
+            else:
+                # Likewise: a newcomer takes longer anyway.
+                old = table.get(key)
+                now = time.time()
+                later = None if seconds is None else now + seconds
+                if old is None or (later is not None and (old[1] is None or old[1] > later)):
+                    self._put(key, value, namespace, seconds)
+                else:
+                    slot = old[3]
+                    self._policy.used[slot] = True
+                    table[key] = (value, later, None if later is None else old[2], slot)
+                    if now >= self._expiry.next:
+                        self._sweep(now)
             lock.release()
         except BaseException:
             _let_go(lock)
@@ -412,6 +428,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             self._expiry = Expiry()
             if self._policy is not None:
                 self._policy = S3FIFO(self._policy.maxsize)
+                self._used = self._policy.used
             for table in dict.values(tables):
                 table.clear()
 
@@ -459,9 +476,10 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             self._policy.used[slot] = True
             table[key] = (value, deadline, number, slot)
         else:
-            slot, left, last = self._policy.admit(key, table)
+            slot, leaver = self._policy.admit(key, table)
             table[key] = (value, deadline, number, slot)
-            if left is not None:
+            if leaver is not None:
+                left, last = leaver
                 old = left.pop(last)  # which dies at the end: its __del__ may use this store
                 if not left:
                     self._emptied(left)

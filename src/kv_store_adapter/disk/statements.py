@@ -28,10 +28,11 @@ NS = "(SELECT id FROM namespaces WHERE name = ?)"
 LIVE = "(expires IS NULL OR expires > ?)"
 GET = f"SELECT value, expires, size, file, digest FROM entries WHERE ns = {NS} AND key = ?"
 # The value in one column, where it is what a reader would expect: each column costs him as much as
-# all of these comparisons. NULL: it has expired or a file, is damaged, or wants a closer look.
+# all of these comparisons. NULL, or what is no blob: it has expired or a file, is damaged, or wants
+# a closer look. Every number is below every text.
 GET_QUICKLY = (
-    "SELECT CASE WHEN file IS NULL AND typeof(value) = 'blob' AND length(value) = size "
-    "AND (expires IS NULL OR (expires > ? AND typeof(expires) = 'integer')) THEN value END "
+    "SELECT CASE WHEN file IS NULL AND length(value) = size "
+    "AND (expires IS NULL OR (expires > ? AND expires < '')) THEN value END "
     f"FROM entries WHERE ns = {NS} AND key = ?"
 )
 _INSERT = "INSERT INTO entries(ns, key, expires, size, value, digest, file)"

@@ -177,7 +177,11 @@ class DiskKVStore(KVStoreProtocol):
             KeyNotFoundError: The key is absent and no `default` was given.
             SerializationError: The entry can't be read. It is left where it is.
         """
-        key, namespace = check_key(key), check_namespace(namespace)
+        # What is usual needs no call.
+        if key.__class__ is not str or len(key) > 1000 or not key.isascii():
+            key = check_key(key)
+        if namespace is not None:
+            namespace = check_namespace(namespace)
         value = self._read(key, namespace)
         if value is not MISSING:
             return value
@@ -197,8 +201,9 @@ class DiskKVStore(KVStoreProtocol):
             row = self._database.fetch_one(GET_QUICKLY, (now, namespace or "", key))
             if row is None:
                 return MISSING
-            if row[0] is not None:
-                return self._decode(row[0], key, namespace)  # the usual hit
+            value = row[0]
+            if value.__class__ is bytes:
+                return self._decode(value, key, namespace)  # the usual hit
         row = self._database.fetch_one(GET, (namespace or "", key))
         return MISSING if row is None else self._load(row, key, namespace)
 
