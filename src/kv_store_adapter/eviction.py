@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any, Deque, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Deque, Dict, List, Optional, Tuple
 
 if TYPE_CHECKING:
     from .expiry import Table
@@ -34,26 +34,15 @@ _TOLERATED = 16
 class Left:
     """Those that left a queue not long ago: how many are remembered, and who, the oldest first.
 
-    Who came back is still in the order. When such a one leaves again soon, it is forgotten a little
-    early.
+    Only hashes: when two keys share one, a newcomer is promoted early. Who came back is still in
+    the order; when such a one leaves again soon, it is forgotten a little early.
     """
 
     __slots__ = ("count", "order")
 
     def __init__(self) -> None:
         self.count = 0
-        # A key, its table, the next key, its table...
-        self.order: Deque[Any] = deque()
-
-    def tidy(self) -> None:
-        """Take those who came back out of the order: nearly all, but not the oldest."""
-        pairs = iter(self.order)
-        self.order = deque(
-            either
-            for key, table in zip(pairs, pairs)
-            if table.left.get(key) is self
-            for either in (key, table)
-        )
+        self.order: Deque[int] = deque()
 
 
 class S3FIFO:
@@ -71,11 +60,26 @@ class S3FIFO:
         *Threads.* All methods are called under the store's lock. Readers only set
         ``used[slot] = True``; a mark that meets a slot's next owner costs a little accuracy,
         nothing else.
+
+        *Signals.* A handler may raise between any two steps. An entry's slot is in a queue before
+        the entry is in its table, and until it is out of it. So what is left behind is a slot
+        without an entry, which leaves in its turn, counts that are wrong by one for a while, or, at
+        the one step from queue to queue, an entry that stays until it is deleted or expires.
     """
 
     __slots__ = (
-        *("_deleted", "_free", "_in_main", "_keys", "_left_main", "_left_small", "_limit"),
-        *("_main", "_mains", "_remembered", "_share", "_small", "_smalls", "_tables"),
+        *(
+            "_deleted",
+            "_free",
+            "_held",
+            "_in_main",
+            "_known",
+            "_keys",
+            "_left_main",
+            "_left_small",
+            "_limit",
+        ),
+        *("_main", "_remembered", "_share", "_small", "_smalls", "_tables"),
         *("maxsize", "used"),
     )
 
@@ -90,99 +94,104 @@ class S3FIFO:
         self._free: List[int] = []
         self._small: Deque[int] = deque()
         self._main: Deque[int] = deque()
-        # How many entries the queues hold, and how many slots of deleted ones.
-        self._smalls = self._mains = self._deleted = 0
+        # How many entries there are, how many of them in the small queue, and how many slots of
+        # deleted ones.
+        self._held = self._smalls = self._deleted = 0
         self._left_small, self._left_main = Left(), Left()
+        self._known: Dict[int, Left] = {}
         self._remembered = max(1, maxsize // 2)  # by each of the two
         # How many entries the small queue may have: a tenth of all to begin with.
         self._set_share(max(1.0, maxsize / 10))
 
     def __len__(self) -> int:
-        return self._smalls + self._mains
+        return self._held
 
     def _set_share(self, share: float) -> None:
         self._share = share
         self._limit = math.ceil(share)  # compared with every eviction, and faster as an int
 
-    def admit(self, key: str, table: Table) -> Tuple[int, Optional[Tuple[Table, str]]]:
-        """Take in a new entry.
+    def admit(self, key: str, table: Table) -> Tuple[int, Optional[Table], Any]:
+        """Take in a new entry, and take another one out of its table if there is no room.
 
         Returns:
-            Its slot, and the table and key of the entry that leaves for it; ``None`` while there is
-            room.
+            Its slot; the table of who left, and who that was, ``None`` while there is room.
         """
-        leaver: Optional[Tuple[Table, str]] = None
-        if self._smalls + self._mains >= self.maxsize:
-            slot, leaver = self._evict()
-            self._keys[slot] = key
-            self._tables[slot] = table
-        elif self._free:
+        left, gone = (None, None) if self._held < self.maxsize else self._evict()
+        self._held += 1
+        if self._free:
             slot = self._free.pop()
             self.used[slot] = False
             self._keys[slot] = key
             self._tables[slot] = table
         else:
             slot = len(self.used)
-            self.used.append(False)
-            self._keys.append(key)
             self._tables.append(table)
+            self._keys.append(key)
             self._in_main.append(False)
-        if key in table.left:
-            self._back(table.left.pop(key))
-            self._main.append(slot)
-            self._mains += 1
+            self.used.append(False)
+        fingerprint = hash(key) + table.salt
+        if fingerprint in self._known:
+            self._back(self._known.pop(fingerprint))
             self._in_main[slot] = True
+            self._main.append(slot)
         else:
+            self._in_main[slot] = False
             self._small.append(slot)
             self._smalls += 1
-            self._in_main[slot] = False
-        return slot, leaver
+        return slot, left, gone
 
-    def _evict(self) -> Tuple[int, Tuple[Table, str]]:
-        """Choose who leaves: the slot, which is free then, its table and key."""
-        keys, used, main = self._keys, self.used, self._main
-        while True:
-            from_small = self._smalls >= self._limit or not self._mains
-            slot = self._small.popleft() if from_small else main.popleft()
+    def _evict(self) -> Tuple[Optional[Table], Any]:
+        """Choose who leaves, take it out of its table, and free its slot."""
+        keys, used, small, main = self._keys, self.used, self._small, self._main
+        while small or main:
+            queue = small if small and (self._smalls >= self._limit or not main) else main
+            slot = queue[0]
             key = keys[slot]
+            if key is not None and not used[slot]:
+                break
+            used[slot] = False
             if key is None:
+                queue.popleft()
                 self._deleted -= 1
                 self._free.append(slot)
-            elif used[slot]:
-                used[slot] = False
-                main.append(slot)
-                if from_small:
-                    self._smalls -= 1
-                    self._mains += 1
-                    self._in_main[slot] = True
+            elif queue is main:
+                main.rotate(-1)
             else:
-                break
-        if from_small:
-            self._smalls -= 1
-            left = self._left_small
+                self._in_main[slot] = True
+                small.popleft()
+                main.append(slot)
+                self._smalls -= 1
         else:
-            self._mains -= 1
-            left = self._left_main
+            self._held = 0
+            return None, None
         table: Any = self._tables[slot]  # it has an owner
-        table.left[key] = left
-        order = left.order
-        order.append(key)
-        order.append(table)
-        count = left.count + 1
-        while count > self._remembered:
-            oldest, its_table = order.popleft(), order.popleft()
-            if its_table.left.get(oldest) is left:
-                del its_table.left[oldest]
+        gone = table.pop(key, None)
+        queue.popleft()
+        if queue is small:
+            self._smalls -= 1
+        self._free.append(slot)
+        self._held = len(small) + len(main) - self._deleted
+        left = self._left_small if queue is small else self._left_main
+        known, order, count = self._known, left.order, left.count + 1
+        fingerprint = hash(key) + table.salt
+        known[fingerprint] = left
+        order.append(fingerprint)
+        while count > self._remembered and order:
+            oldest = order.popleft()
+            if known.get(oldest) is left:
+                del known[oldest]
                 count -= 1
         left.count = count
-        return slot, (table, key)
+        return table, gone
 
     def _back(self, queue: Left) -> None:
         """One that left a queue is back: that queue was too short. The rarer, the more it says."""
         other = self._left_main if queue is self._left_small else self._left_small
-        queue.count -= 1
-        if len(queue.order) > 8 * self._remembered:
-            queue.tidy()
+        queue.count = max(0, queue.count - 1)
+        if len(queue.order) > 4 * self._remembered:  # nearly all came back, but not the oldest
+            remembered = (left for left in queue.order if self._known.get(left) is queue)
+            queue.order = deque(dict.fromkeys(remembered))
+            queue.count = len(queue.order)
         step = max(1.0, other.count / (queue.count + 1))
         share = self._share + (step if queue is self._left_small else -step)
         self._set_share(min(max(1.0, self.maxsize * 0.01, share), max(1.0, self.maxsize * 0.9)))
@@ -190,20 +199,25 @@ class S3FIFO:
     def forget(self, slot: int) -> None:
         """Drop an entry that was deleted or has expired."""
         keys, queue = self._keys, self._main if self._in_main[slot] else self._small
-        if self._in_main[slot]:
-            self._mains -= 1
-        else:
+        if queue is self._small:
             self._smalls -= 1
         keys[slot] = self._tables[slot] = None
+        self._held -= 1
         self._deleted += 1
         # What expires is at the head of its queue more often than not.
         while queue and keys[queue[0]] is None:
             self._free.append(queue.popleft())
             self._deleted -= 1
-        if self._deleted > _TOLERATED + len(self) // 2:
-            for queue in (self._small, self._main):
-                held = [slot for slot in queue if keys[slot] is not None]
-                self._free.extend(slot for slot in queue if keys[slot] is None)
-                queue.clear()
-                queue.extend(held)
-            self._deleted = 0
+        if self._deleted > _TOLERATED + self._held // 2:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Take the slots of deleted entries out of the queues."""
+        keys = self._keys
+        for queue in (self._small, self._main):
+            slots = list(queue)
+            queue.clear()
+            queue.extend(slot for slot in slots if keys[slot] is not None)
+            self._free.extend(slot for slot in slots if keys[slot] is None)
+        self._smalls, self._deleted = len(self._small), 0
+        self._held = len(self._small) + len(self._main)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from .eviction import CHUNK, DEADLINE, Left
+from .eviction import CHUNK, DEADLINE
 
 __all__ = ["NEVER", "Expiry", "Table"]
 
@@ -41,24 +41,24 @@ class Table(Dict[str, Any]):
     in last: it takes keys with a ttl of `pace` seconds and a deadline from `since` to before
     `until`, up to `room` keys in all, so that the usual case needs no arithmetic.
 
-    `left` are keys that a full store's policy let go not long ago, with the queue they were in.
+    `salt` tells equal keys of different namespaces apart.
     """
 
     __slots__ = (
-        *("__weakref__", "chunks", "fresh", "fresh_number", "left", "name", "noted"),
-        *("open", "pace", "room", "since", "until"),
+        *("__weakref__", "chunks", "fresh", "fresh_number", "name", "noted"),
+        *("open", "pace", "room", "salt", "since", "until"),
     )
 
     def __init__(self, name: Optional[str]) -> None:
         super().__init__()
         self.name: Optional[str] = name
-        self.left: Dict[str, Left] = {}
+        self.salt: int = hash(name)
         self.forget()
 
     def forget(self) -> None:
         """Drop all notes: the table is empty."""
-        self.chunks: Dict[int, Tuple[int, List[str]]] = {}
         self.open: Dict[int, int] = {}
+        self.chunks: Dict[int, Tuple[int, List[str]]] = {}
         self.noted: int = 0
         self.room: int = 0
         self.fresh: List[str] = []
@@ -117,18 +117,21 @@ class Expiry:
         stretch = start << 6 | level
         # Small for a small table: its chunks are looked through when they are full.
         table.room = min(_CHUNK_SIZE, _TOLERATED + len(table))
-        number = table.open.get(stretch)
-        if number is not None:
-            keys = table.chunks[number][1]
-            if len(keys) < table.room:
-                return number, keys
+        number = table.open.get(stretch, 0)
+        chunk = table.chunks.get(number)
+        if chunk is not None and len(chunk[1]) < table.room:
+            return number, chunk[1]
         self._made += 1
         self._alive += 1
-        table.open[stretch] = number = self._made
-        table.chunks[number] = stretch, []
+        number = self._made
+        keys: List[str] = []
+        # In this order: a signal's handler may raise after each step, and what is open is a chunk
+        # that will be due.
+        table.chunks[number] = stretch, keys
         heapq.heappush(self._due, ((start + 1 << level) / 1000, number, table))
         self.next = self._due[0][0]
-        return number, table.chunks[number][1]
+        table.open[stretch] = number
+        return number, keys
 
     def _tidy(self, table: Table) -> None:
         """Drop dead notes: of one chunk after the other, each in its turn, and not of many at once.
@@ -163,8 +166,8 @@ class Expiry:
             _end, number, table = self._due[0]
             chunk = table.chunks.get(number)
             if chunk is None or not chunk[1]:
-                heapq.heappop(self._due)
                 self._close(number, table)
+                heapq.heappop(self._due)
                 continue
             left -= 1
             key = chunk[1].pop()
@@ -176,14 +179,15 @@ class Expiry:
 
     def _close(self, number: int, table: Table) -> None:
         """Take an empty chunk out of its table, if it is there."""
-        stretch, _keys = table.chunks.pop(number, (0, None))
-        if _keys is None:
+        chunk = table.chunks.get(number)
+        if chunk is None:
             return
-        self._alive -= 1
-        if table.open.get(stretch) == number:
-            del table.open[stretch]
         if table.fresh_number == number:
             table.pace = 0  # the ttl of nobody: the next note looks for another chunk
+        if table.open.get(chunk[0]) == number:
+            del table.open[chunk[0]]
+        del table.chunks[number]
+        self._alive -= 1
 
     def forget(self, table: Table) -> None:
         """A table was emptied."""

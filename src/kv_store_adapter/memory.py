@@ -409,10 +409,10 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
                 return 0
             now = time.time()
             gone = list(table.values())
+            table.clear()
             if self._policy is not None:
                 for entry in gone:
                     self._policy.forget(entry[SLOT])
-            table.clear()
             self._emptied(table)
         # The values die here, outside the lock: their __del__ may do anything.
         return sum(entry[DEADLINE] is None or entry[DEADLINE] > now for entry in gone)
@@ -476,13 +476,11 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
             self._policy.used[slot] = True
             table[key] = (value, deadline, number, slot)
         else:
-            slot, leaver = self._policy.admit(key, table)
+            # Who left dies at the end: its __del__ may use this store.
+            slot, left, old = self._policy.admit(key, table)
             table[key] = (value, deadline, number, slot)
-            if leaver is not None:
-                left, last = leaver
-                old = left.pop(last)  # which dies at the end: its __del__ may use this store
-                if not left:
-                    self._emptied(left)
+            if left is not None and not left:
+                self._emptied(left)
         if expiry.next != NEVER:
             now = time.time()
             if now >= expiry.next:
@@ -499,8 +497,9 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         """The last entry went: the table goes, too, unless a reader holds on to it."""
         if table.chunks:
             self._expiry.forget(table)
-        del self._tables[table.name]
-        self._awaited[table.name] = table
+        if self._tables.get(table.name) is table:
+            del self._tables[table.name]
+            self._awaited[table.name] = table
 
     def _sweep(self, now: float) -> None:
         """Drop a few entries that have expired, and note anew those that were given more time."""
