@@ -85,7 +85,7 @@ def test_a_lease_of_a_killed_process_ends(tmp_path: Path) -> None:
     """A holder that was killed keeps others out for its lease, not for ever."""
     program = (
         "import sys; from kv_store_adapter import DiskKVStore\n"
-        "lock = DiskKVStore(sys.argv[1]).lock('key', ttl=0.5)\n"
+        "lock = DiskKVStore(sys.argv[1]).lock('key', ttl=1.5)\n"
         "lock.__enter__(); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
