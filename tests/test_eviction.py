@@ -103,16 +103,12 @@ def _returned(small: int, main: int, *, from_main: bool = False, maxsize: int = 
     """The small queue's share after one came back, with so many more remembered by each queue."""
     policy, table = S3FIFO(maxsize), Table(None)
     back = policy._left_main if from_main else policy._left_small
-    for left, keys in (
-        (back, ["back"]),
-        (policy._left_small, [f"small{number}" for number in range(small)]),
-        (policy._left_main, [f"main{number}" for number in range(main)]),
-    ):
-        policy._known.update((hash(key) + table.salt, left) for key in keys)
-        left.count += len(keys)
-    slot, _, _ = policy.admit("back", table)
-    assert list(policy._main) == [slot]
-    assert hash("back") + table.salt not in policy._known
+    back[hash("back") ^ table.salt] = None
+    policy._left_small.update((-1 - number, None) for number in range(small))
+    policy._left_main.update((-1001 - number, None) for number in range(main))
+    policy.admit("back", table)
+    assert "back" in policy._main.values()
+    assert hash("back") ^ table.salt not in back
     return policy._share
 
 
@@ -142,31 +138,14 @@ def test_what_left_is_remembered_for_a_while() -> None:
         policy, table = S3FIFO(maxsize), Table(None)
         for number in range(maxsize * 4):
             policy.admit(f"k{number}", table)
-        assert policy._left_small.count == len(policy._known) == remembered
-        assert hash(f"k{maxsize * 3 - 1}") + table.salt in policy._known
-
-
-def test_what_is_remembered_is_bounded() -> None:
-    """However many come back, the order of those that left holds few of them, and all others."""
-    policy, table = S3FIFO(10), Table(None)
-    policy._left_small.count = 1
-    policy._left_small.order.append(-1)
-    policy._known[-1] = policy._left_small
-    for number in range(1000):
-        # Never more than the oldest and three: nobody is forgotten, nearly all come back.
-        if f"k{number % 13}" not in policy._keys:
-            policy.admit(f"k{number % 13}", table)
-        assert policy._left_small.count + policy._left_main.count == len(policy._known)
-        for left in (policy._left_small, policy._left_main):
-            assert left.count <= 4
-            assert len(left.order) <= 4 * 5 + 1
-            assert {k for k, its in policy._known.items() if its is left} <= {*left.order}
+        assert len(policy._left_small) == remembered
+        assert hash(f"k{maxsize * 3 - 1}") ^ table.salt in policy._left_small
 
 
 def test_a_slot_is_used_again() -> None:
     """Slots of what left or was deleted are given out anew, unmarked, so their number stays small."""
     policy, table = S3FIFO(10), Table(None)
-    for number in range(1000):
+    for number in range(100):
         slot, _, _ = policy.admit(f"k{number}", table)
         assert policy.used[slot] is False
         assert policy._tables[slot] is table
@@ -174,7 +153,7 @@ def test_a_slot_is_used_again() -> None:
         if number % 3 == 0:
             policy.forget(slot)
             assert policy._tables[slot] is None
-    assert len(policy.used) == len(policy._tables) <= 10 + 5 + 17
+    assert len(policy.used) == len(policy._tables) <= 10
 
 
 def test_equal_keys_of_two_namespaces_are_not_taken_for_one() -> None:
@@ -256,7 +235,7 @@ def test_deleted_entries_leave_the_queues() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_deletions_change_nothing_for_the_others(seed: int) -> None:
-    """Who leaves is who would leave if deleted entries were taken out of the queues at once."""
+    """Who leaves is who two plain lists would choose, whatever was deleted in between."""
     dice = random.Random(seed)
     policy, table = S3FIFO(20), Table(None)
     small: List[int] = []  # the queues as they ought to be
@@ -287,13 +266,11 @@ def test_deletions_change_nothing_for_the_others(seed: int) -> None:
             assert tuple(left) == leaver
             table[key] = key
             assert slot not in keys
-            (main if policy._in_main[slot] else small).append(slot)
+            (main if slot in policy._main else small).append(slot)
             keys[slot] = key
-        assert [s for s in policy._small if policy._keys[s] is not None] == small
-        assert [s for s in policy._main if policy._keys[s] is not None] == main
+        assert (list(policy._small), list(policy._main)) == (small, main)
         assert len(policy) == len(keys)
-        assert len(policy._small) + len(policy._main) <= len(keys) * 1.5 + 17
-        assert len(policy.used) <= 20 * 1.5 + 17
+        assert len(policy.used) == len(policy._tables) <= 20
 
 
 SIGNALS_THAT_RAISE = """
@@ -337,13 +314,13 @@ SIGNALS_THAT_RAISE = """
     other.join(20)
     assert not other.is_alive(), "the lock was lost"
     held = sum(len(store.keys(name)) for name in (None, "n0", "n1"))
-    assert 50 <= held <= 300, held
+    assert held == 100, held
 """
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers here")
 def test_a_signal_at_any_moment_leaves_a_full_store_at_work() -> None:
-    """Wherever a signal's handler raises, a full store goes on, and holds about what it may."""
+    """Wherever a signal's handler raises, a full store goes on, and holds what it may."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SIGNALS_THAT_RAISE)],
         capture_output=True,
