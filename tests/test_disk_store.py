@@ -16,7 +16,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 import tracemalloc
@@ -41,6 +40,7 @@ from kv_store_adapter.disk import database, schema
 from kv_store_adapter.disk.database import Database
 from kv_store_adapter.disk.store import SPILL_THRESHOLD
 from kv_store_adapter.testing.samples import at_once
+from signals import needs_timers, run_among_signals
 
 # Large enough for a file of its own.
 LARGE = b"x" * (SPILL_THRESHOLD + 1000)
@@ -1140,35 +1140,17 @@ def test_a_listing_of_keys_that_go_round_in_a_circle_ends(
         assert len(pages) == 2
 
 
-SIGNALS_THAT_RAISE = """
-    import gc, random, signal, sys, threading
+AMONG_SIGNALS = """
     from kv_store_adapter import DiskKVStore
 
-    class Late(BaseException):
-        pass
-
-    def late(*_):
-        raise Late
-
     def work():
-        # Bounded: Python itself drops what a handler raises while garbage is collected.
-        signal.setitimer(signal.ITIMER_REAL, chance.uniform(2e-4, 8e-4))
         for number in range(200):
             store.set("a", number, ttl=9)
             store.get("a")
             store.set_many({"b": number, "c": number})
             store.set("a", number, f"n{number % 2}")
 
-    signal.signal(signal.SIGALRM, late)
-    chance = random.Random(1)
-    store = DiskKVStore(sys.argv[1], timeout=20)
-    database = store._database
-    raised = 0
-    for _ in range(600):
-        try:
-            work()
-        except Late:
-            raised += 1
+    def after():
         taken = []
 
         def write():
@@ -1183,20 +1165,15 @@ SIGNALS_THAT_RAISE = """
             gc.collect()  # the exception's frames may be a circle
         assert len(database._open) == len(database._idle), "a connection was lost"
         assert all(not cursor.connection.in_transaction for cursor in database._idle)
-    assert raised > 500
+
+    store = DiskKVStore(sys.argv[1], timeout=20)
+    database = store._database
+    attack(work, 600, 8e-4, after)
     assert store.check() == []
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers here")
+@needs_timers
 def test_a_signal_at_any_moment_leaves_lock_and_connections_to_others(tmp_path: Path) -> None:
     """Wherever a signal's handler raises, others can have the lock and the connections."""
-    code = textwrap.dedent(SIGNALS_THAT_RAISE)
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_among_signals(AMONG_SIGNALS, str(tmp_path / "store"))

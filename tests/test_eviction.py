@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 from typing import Dict, List
 
@@ -17,6 +13,7 @@ from kv_store_adapter import MemoryKVStore
 from kv_store_adapter.eviction import S3FIFO
 from kv_store_adapter.expiry import Table
 from kv_store_adapter.testing.samples import at_once
+from signals import needs_timers, run_among_signals
 
 
 def _queued(store: MemoryKVStore) -> int:
@@ -273,19 +270,10 @@ def test_deletions_change_nothing_for_the_others(seed: int) -> None:
         assert len(policy.used) == len(policy._tables) <= 20
 
 
-SIGNALS_THAT_RAISE = """
-    import random, signal, threading
+FULL_STORE = """
     from kv_store_adapter import MemoryKVStore
 
-    class Late(BaseException):
-        pass
-
-    def late(*_):
-        raise Late
-
     def work():
-        # Bounded: Python itself drops what a handler raises while garbage is collected.
-        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 4e-4))
         for number in range(2000):
             key = f"k{chance.randrange(150)}"
             store.set(key, number, f"n{number % 2}", ttl=chance.choice((None, 0.001, 60)))
@@ -293,19 +281,8 @@ SIGNALS_THAT_RAISE = """
             store.delete(f"k{chance.randrange(150)}")
             store.delete(f"k{chance.randrange(150)}", "n0")
 
-    signal.signal(signal.SIGALRM, late)
-    chance = random.Random(1)
     store = MemoryKVStore(maxsize=100)
-    raised = 0
-    for _ in range(2000):
-        try:
-            work()
-        except Late:
-            raised += 1
-        except BaseException:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            raise
-    assert raised > 1800, raised
+    attack(work, 2000, 4e-4)
     for number in range(5000):
         store.set(f"more{number}", 1)
         assert store.get(f"more{number}") == 1
@@ -318,17 +295,10 @@ SIGNALS_THAT_RAISE = """
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers here")
+@needs_timers
 def test_a_signal_at_any_moment_leaves_a_full_store_at_work() -> None:
     """Wherever a signal's handler raises, a full store goes on, and holds what it may."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SIGNALS_THAT_RAISE)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_among_signals(FULL_STORE)
 
 
 def test_the_namespace_of_evicted_entries_goes() -> None:

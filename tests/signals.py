@@ -1,0 +1,58 @@
+"""Programs whose work is interrupted, at any moment, by an exception that a signal's handler raises."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+needs_timers = pytest.mark.skipif(
+    not hasattr(signal, "setitimer"), reason="there are no timers here"
+)
+
+_ATTACK = """
+import gc, random, signal, sys, threading
+
+class Late(BaseException):
+    pass
+
+def late(*_):
+    raise Late
+
+def attack(work, rounds, most, after=lambda: None):
+    # `work` ends by itself: Python drops what a handler raises while garbage is collected.
+    raised = 0
+    for _ in range(rounds):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, most))
+            work()
+        except Late:
+            raised += 1
+        except BaseException:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise
+        after()
+    assert raised > rounds * 0.8, raised
+
+signal.signal(signal.SIGALRM, late)
+chance = random.Random(1)
+"""
+
+
+def run_among_signals(program: str, *arguments: str) -> None:
+    """Run a program that calls ``attack(work, rounds, most, after)``.
+
+    `work` is begun `rounds` times, each time interrupted within `most` seconds, followed by
+    `after`.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _ATTACK + textwrap.dedent(program), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
