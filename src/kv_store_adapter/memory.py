@@ -102,6 +102,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         self._used: Optional[List[bool]] = None if self._policy is None else self._policy.used
         self._plain = self._policy is None and self._codec is None
         self._expiry = Expiry()
+        self._usual_ttl: Optional[TTL] = None
         forking.register(self)
 
     def __repr__(self) -> str:
@@ -127,7 +128,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         Raises:
             KeyNotFoundError: The key is absent and no `default` was given.
         """
-        if key.__class__ is str:
+        if key.__class__ is str and (namespace is None or namespace.__class__ is str):
             try:
                 entry = self._tables[namespace].get(key)
             except (KeyError, TypeError):
@@ -150,7 +151,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
                     if len(key) > 1000 or not key.isascii():
                         check_key(key)
                     return default
-        if self._live(key, namespace) is not None:  # of another class of str, or stored just now
+        if self._live(key, namespace) is not None:  # another class of str, or stored just now
             plain = check_key(key), check_namespace(namespace)
             return self.get(*plain, default=default)
         if default is MISSING:
@@ -222,13 +223,15 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         used, codec = self._used, self._codec
 
         def read(key: str) -> Any:
+            if key.__class__ is not str:
+                key = check_key(key)
             entry = find(key)
             if entry is None:
                 if self._tables.__class__ is _Closed:
                     self._tables.get(namespace)  # raises
                 # Only what could be stored is absent; the rest is refused.
-                plain = check_key(key)
-                return MISSING if plain is key else read(plain)
+                check_key(key)
+                return MISSING
             deadline = entry[1]
             if deadline is not None and deadline <= time.time():
                 return MISSING
@@ -264,10 +267,18 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         self, key: str, value: Any, namespace: Optional[str] = None, ttl: Optional[TTL] = None
     ) -> None:
         """Store `value` under `key`, in place of what was there and of its ttl."""
-        # A ttl of the usual kind needs no call.
-        usual = ttl is None or (ttl.__class__ is int and 0 < ttl < 10**9)
-        seconds: Any = ttl if usual else _seconds(ttl)
-        if self._codec is not None or key.__class__ is not str:
+        seconds: Any = ttl
+        if ttl is not None and ttl is not self._usual_ttl:
+            # A ttl of the usual kind needs no call, and the very object of the last one no check.
+            if ttl.__class__ is int and 0 < ttl < 10**9:
+                self._usual_ttl = ttl
+            else:
+                seconds = _seconds(ttl)
+        if (
+            self._codec is not None
+            or key.__class__ is not str
+            or (namespace is not None and namespace.__class__ is not str)
+        ):
             key, value, namespace = self._encoded(key, value, namespace)
         lock = self._lock
         try:
@@ -354,16 +365,16 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
 
     def delete(self, key: str, namespace: Optional[str] = None) -> bool:
         """Delete `key` and return whether it was there. Atomic."""
+        if key.__class__ is not str or (namespace is not None and namespace.__class__ is not str):
+            key, namespace = check_key(key), check_namespace(namespace)
         lock = self._lock
         try:
             lock.acquire()
             table = self._tables.get(namespace)
-            if table is None or key.__class__ is not str:
-                key, namespace = check_key(key), check_namespace(namespace)
-                table = self._tables.get(namespace)
             entry: Any = None if table is None else table.pop(key, None)
             if table is None or entry is None:
                 check_key(key)
+                check_namespace(namespace)
                 lock.release()
                 return False
             deadline = entry[1]

@@ -238,7 +238,8 @@ class KVStoreProtocol(ABC):
 
         Like `reader`, for callers that compare the deadline with ``time.time()`` themselves; it is
         ``None`` where there is no expiry, or where it was compared already. A store that keeps
-        entries in this very shape answers with its dictionary's own look-up, in C.
+        entries in this very shape answers with its dictionary's own look-up, in C; so the key is
+        a plain ``str``, and of no class that says it equals other text.
         """
         read = self.reader(namespace)
 

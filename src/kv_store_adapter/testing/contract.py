@@ -18,7 +18,7 @@ from ..exceptions import (
     SerializationError,
 )
 from ..protocol import KVStoreProtocol
-from ..rules import LONGEST_KEY
+from ..rules import LONGEST_KEY, MISSING
 from . import samples
 from .derived import DerivedContract
 
@@ -225,6 +225,25 @@ class KVStoreContract(DerivedContract):
         assert [type(key) for key in store.keys("n")] == [str]
         assert [type(name) for name in store.list_namespaces()] == [str]
         assert store.get_many([samples.OddText("key"), "key"], "n") == {"key": 2}
+
+    def test_text_that_is_equal_to_other_text_is_not_taken_for_it(
+        self, store: KVStoreProtocol
+    ) -> None:
+        """A key or namespace that compares equal to another text's stays apart from it."""
+        loose = samples.LooseText
+        store.set("key", 1)
+        store.set("key", 1, "n")
+        for key, name in ((loose("KEY"), None), ("key", loose("N")), (loose("KEY"), loose("N"))):
+            with pytest.raises(KeyNotFoundError):
+                store.get(key, name)
+            assert store.reader(name)(key) is MISSING
+            assert not store.exists(key, name)
+            assert store.get_many([key], name) == {}
+            assert not store.delete(key, name)
+            store.set(key, 2, name)
+            assert store.get(str(key), None if name is None else str(name)) == 2
+            assert store.delete(key, name)
+        assert samples.contents(store, (None, "n")) == {None: {"key": 1}, "n": {"key": 1}}
 
     # ------------------------------------------------------------------ bad input
 

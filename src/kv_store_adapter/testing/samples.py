@@ -109,6 +109,18 @@ class OddText(str):
         return self is other
 
 
+class LooseText(str):
+    """A text that is equal to others, whatever its letters' case: a key by its own text."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(self.lower())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and self.lower() == str.lower(other)
+
+
 def travel(seconds: float) -> AbstractContextManager[Any]:
     """Let `seconds` pass at once, for this process, until the block ends. Needs time-machine."""
     import pytest
