@@ -74,53 +74,50 @@ class S3FIFO:
         Returns:
             Its slot; the table of who left, and who that was, ``None`` while there is room.
         """
-        left: Optional[Table] = None
+        small, main, used, tables = self._small, self._main, self.used, self._tables
+        left: Any = None
         gone: Any = None
-        if len(self) >= self.maxsize:
-            left, gone = self._evict()
-        if self._free:
+        if len(small) + len(main) >= self.maxsize:
+            while True:
+                # The share is one at least: a small queue that has it is not empty.
+                from_small = len(small) >= self._share or not main
+                queue = small if from_small else main
+                slot = next(iter(queue))
+                if not used[slot]:
+                    break
+                used[slot] = False
+                if from_small:
+                    main[slot] = small[slot]
+                    del small[slot]
+                else:
+                    main.move_to_end(slot)
+            leaver, left = queue[slot], tables[slot]
+            gone = left.pop(leaver, None)
+            del queue[slot]
+            ghosts = self._left_small if from_small else self._left_main
+            ghosts[hash(leaver) ^ left.salt] = None
+            if len(ghosts) > self._remembered:
+                ghosts.popitem(False)  # noqa: FBT003  # by name it is slower
+            used[slot] = False  # a reader of who left may have marked it
+            tables[slot] = table
+        elif self._free:
             slot = self._free.pop()
-            self.used[slot] = False
-            self._tables[slot] = table
+            used[slot] = False
+            tables[slot] = table
         else:
-            slot = len(self.used)
-            self._tables[slot:] = [table]
-            self.used.append(False)
+            slot = len(used)
+            tables[slot:] = [table]
+            used.append(False)
         fingerprint = hash(key) ^ table.salt
         if fingerprint in self._left_small:
             self._back(fingerprint, self._left_small, self._left_main, 1)
-            self._main[slot] = key
+            main[slot] = key
         elif fingerprint in self._left_main:
             self._back(fingerprint, self._left_main, self._left_small, -1)
-            self._main[slot] = key
+            main[slot] = key
         else:
-            self._small[slot] = key
+            small[slot] = key
         return slot, left, gone
-
-    def _evict(self) -> Tuple[Table, Any]:
-        """Choose who leaves, take it out of its table, and free its slot."""
-        small, main, used = self._small, self._main, self.used
-        while True:
-            from_small = small and (len(small) >= self._share or not main)
-            queue = small if from_small else main
-            slot = next(iter(queue))
-            if not used[slot]:
-                break
-            used[slot] = False
-            if from_small:
-                main[slot] = small[slot]
-                del small[slot]
-            else:
-                main.move_to_end(slot)
-        key = queue[slot]
-        table: Any = self._tables[slot]  # it has an owner
-        gone = table.pop(key, None)
-        self.forget(slot)
-        ghost = self._left_small if from_small else self._left_main
-        ghost[hash(key) ^ table.salt] = None
-        if len(ghost) > self._remembered:
-            ghost.popitem(False)  # noqa: FBT003  # by name it is slower
-        return table, gone
 
     def _back(
         self,
