@@ -1140,6 +1140,34 @@ def test_a_listing_of_keys_that_go_round_in_a_circle_ends(
         assert len(pages) == 2
 
 
+def test_one_connection_remembers_more_than_the_others(path: Path) -> None:
+    """The first connection of a pool remembers 32 MB of pages, each further one 8 MB."""
+    with DiskKVStore(path) as store:
+        pool = store._database
+        opened = threading.Barrier(2)
+        prepare = pool._prepare
+
+        def prepare_together(connection: sqlite3.Connection) -> None:
+            opened.wait(20)
+            prepare(connection)
+
+        def size(cursor: sqlite3.Cursor) -> Any:
+            return cursor.execute("PRAGMA cache_size").fetchone()[0]
+
+        pool.rest()
+        pool._prepare = prepare_together
+        both = at_once(2, lambda _: pool._take())
+        pool._prepare = prepare
+        third = pool._take()
+        assert [*sorted(map(size, both)), size(third)] == [-32_000, -8_000, -8_000]
+        for cursor in (*both, third):
+            pool._give(cursor)
+        pool.rest()
+        alone = pool._take()
+        assert size(alone) == -32_000
+        pool._give(alone)
+
+
 AMONG_SIGNALS = """
     from kv_store_adapter import DiskKVStore
 

@@ -76,9 +76,6 @@ def preparer(durable: bool, path: str) -> Callable[[sqlite3.Connection], None]:
         # file: the temporary folder may be full, or read-only.
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("PRAGMA journal_size_limit=67108864")
-        # The pages a connection remembers, in KiB: SQLite's 2,000 are less than a few thousand
-        # entries of 1 KiB, and then every get reads from the file again.
-        connection.execute("PRAGMA cache_size=-8000")
         connection.execute(f"PRAGMA wal_autocheckpoint={checkpoint_pages(path)}")
         # Whether the database can be read shows here, where a full disk can be helped.
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
