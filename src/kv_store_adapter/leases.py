@@ -178,7 +178,7 @@ class Held:
             left = float("inf") if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 raise self._too_long()
-            time.sleep(min(nap, left))
+            time.sleep(min(nap, left))  # this backend can't tell when the lock is free
 
     def __exit__(self, *exc_info: object) -> None:
         self._leave()

@@ -90,6 +90,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
 _HEAP_TYPE = 1 << 9
 _CHANGEABLE = _HEAP_TYPE | 1 << 8
 _EXTENSIONS = (pickle.EXT1, pickle.EXT2, pickle.EXT4)
+# Not public, and there is no other way to what copyreg was told.
 _extensions: Dict[int, Any] = copyreg._inverted_registry  # type: ignore[attr-defined]
 _extension_cache: Dict[int, Any] = copyreg._extension_cache  # type: ignore[attr-defined]
 _load_build: Any = pickle._Unpickler.dispatch[pickle.BUILD[0]]

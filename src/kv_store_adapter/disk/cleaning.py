@@ -210,7 +210,7 @@ class Cleaner:
             expired, more = self._delete_expired()
             deleted += expired
             in_vain = 0 if expired else in_vain + 1
-            time.sleep(0.001 if more else 0)
+            time.sleep(0.001 if more else 0)  # as in empty(): a breath for the others
         # What can't be removed stays on the list for another time.
         while self._collect(1000):
             pass

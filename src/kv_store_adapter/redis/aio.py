@@ -87,7 +87,7 @@ class RedisAsyncStore(AsyncKVStore, forking.Forkable):
         self._clients = [
             (known, old)
             for known, old in self._clients
-            if known() is not None and not known().is_closed()  # type: ignore[union-attr]
+            if known() is not None and not known().is_closed()  # type: ignore[union-attr]  # looked at before
         ]
         one = _Connected(client, int(settings.get("max_connections") or _AT_ONCE))
         self._clients.append((weakref.ref(loop), one))
