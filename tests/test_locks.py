@@ -266,6 +266,8 @@ def test_an_interrupted_wait_is_over() -> None:
     program = """
 import os, signal, threading
 from kv_store_adapter import MemoryKVStore
+# What a shell starts in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 store = MemoryKVStore()
 held, leave = threading.Event(), threading.Event()
 def hold():
