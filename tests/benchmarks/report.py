@@ -7,6 +7,7 @@ import os
 import platform
 import sqlite3
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Dict, Iterable, List, Sequence, Tuple
 
 from contest import OURS, Bar, Section
@@ -113,10 +114,28 @@ def machine() -> Dict[str, str]:
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "System": f"{platform.system()}, {platform.machine()}, {os.cpu_count()} cores",
         "Load": _load(),
+        "Stalls": _stalls(),
         "SQLite": sqlite3.sqlite_version,
         "Packages": ", ".join(versions),
         "Garbage collector": "on, with Python's own thresholds; emptied before each measurement",
     }
+
+
+def _stalls(seconds: float = 2.0) -> str:
+    """What a loop sees that does nothing but look at the clock: whether others take the processor."""
+    longest, count = 0.0, 0
+    before = start = perf_counter()
+    while before - start < seconds:
+        now = perf_counter()
+        if now - before > 0.001:
+            count += 1
+            longest = max(longest, now - before)
+        before = now
+    if not count:
+        return f"none over 1 ms in {seconds:g} s before the start"
+    return (
+        f"{count} over 1 ms in {seconds:g} s before the start, the longest {longest * 1000:.0f} ms"
+    )
 
 
 def _load() -> str:

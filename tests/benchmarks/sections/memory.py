@@ -9,6 +9,7 @@ import sys
 import threading
 from datetime import timedelta
 from itertools import accumulate
+from statistics import median
 from time import perf_counter, time
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
@@ -42,7 +43,7 @@ bounded = Section(
     "bounded",
     "Memory with a maximum: 80 % get and 20 % set, with evictions",
     "10,000 entries at most, 50,000 keys by Zipf 0.9; no ttl",
-    rounds=(3, 5),
+    rounds=(3, 9),
 )
 bounded.bar("an operation", "cachetools LRUCache + lock", 0.6)
 
@@ -259,7 +260,13 @@ def _evicting(run: Run, read: str, write: str, names: Dict[str, Any]) -> Figures
     # Full before it counts.
     timed(write, drawn[::-1], names)
     statement = f"if read:\n    {read}\nelse:\n    {write}"
-    return {"an operation": timed(statement, mix, names, "key, read")}
+    # The median of twenty parts: a moment in which the machine does something else counts once.
+    part = count // 20
+    parts = [mix[start : start + part] for start in range(0, count, part)]
+    gc.collect()
+    return {
+        "an operation": median(loop(statement, few, names, "key, read") for few in parts) / part
+    }
 
 
 @bounded.contestant(OURS)
