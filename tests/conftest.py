@@ -60,10 +60,16 @@ def _session_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def redis_server(_session_server: Server) -> Server:
-    """A real Redis or Valkey server without a key in it."""
+def redis_server(_session_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A real Redis or Valkey server without a key in it, and stores that wait for it.
+
+    A machine that stands still for a second is no outage; what an outage costs has tests of its own.
+    """
     import redis
 
+    from kv_store_adapter.redis import store
+
+    monkeypatch.setattr(store, "PATIENCE", 20.0)
     with redis.Redis(port=_session_server.port) as client:
         client.flushall()
     return _session_server
