@@ -416,9 +416,7 @@ def test_a_wrong_password(locked_server: Server) -> None:
             assert "hunter2" not in repr(store)
             assert "hunter2" not in repr(store.namespace("a"))
             assert "hunter2" not in repr(store.as_mapping("a"))
-    with RedisKVStore(
-        port=locked_server.port, password="open sesame", socket_timeout=20
-    ) as store:
+    with RedisKVStore(port=locked_server.port, password="open sesame", socket_timeout=20) as store:
         store.set("key", 1)
         assert store.get("key") == 1
         assert "sesame" not in repr(store)
