@@ -23,6 +23,7 @@ from kv_store_adapter import (
 )
 from kv_store_adapter.leases import _thread_locks
 from kv_store_adapter.testing.samples import at_once
+from signals import needs_timers, run_among_signals, signals_spare_with
 
 
 @pytest.fixture(params=["memory", "disk", pytest.param("redis", marks=pytest.mark.server)])
@@ -339,3 +340,58 @@ def test_a_slow_backend_delays_no_other_backends_leases() -> None:
                     renewed.clear()
     finally:
         release.set()
+
+
+AMONG_SIGNALS = """
+    import faulthandler
+    from kv_store_adapter import DiskKVStore, LockTimeoutError, MemoryKVStore, RedisKVStore
+
+    def work():
+        for _ in range(200):
+            with store.lock("a", ttl=60, timeout=20):
+                pass
+            try:
+                with store.lock("b", ttl=60), store.lock("b", ttl=60, timeout=0.0002):
+                    raise AssertionError("twice")
+            except LockTimeoutError:
+                pass
+
+    def after():
+        got = []
+
+        def take():
+            for key in "ab":
+                with store.lock(key, timeout=20):
+                    got.append(key)
+
+        other = threading.Thread(target=take, daemon=True)
+        other.start()
+        other.join(60)
+        if got != ["a", "b"]:
+            faulthandler.dump_traceback()
+        assert got == ["a", "b"], "a lock was lost"
+
+    kind, place, rounds = sys.argv[1:]
+    if kind == "memory":
+        store = MemoryKVStore()
+    elif kind == "disk":
+        store = DiskKVStore(place, timeout=20)
+    else:
+        store = RedisKVStore(port=int(place), socket_timeout=20)
+    attack(work, int(rounds), 3e-3, after)
+"""
+
+
+@needs_timers
+@pytest.mark.parametrize(
+    "kind",
+    ["memory", "disk", pytest.param("redis", marks=[pytest.mark.server, signals_spare_with])],
+)
+def test_a_signal_at_any_moment_leaves_the_lock_to_others(
+    kind: str, request: Any, tmp_path: Path
+) -> None:
+    """Wherever a signal's handler raises, before, in or after the block, the next one gets the lock."""
+    place = tmp_path / "store"
+    if kind == "redis":
+        place = request.getfixturevalue("redis_server").port
+    run_among_signals(AMONG_SIGNALS, kind, str(place), "1500" if kind == "memory" else "200")

@@ -6,13 +6,17 @@ A backend gives one-attempt `Lease` objects; waiting, renewing and giving back a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import logging
 import os
 import random
 import threading
 import time
-from typing import Any, Awaitable, Callable, Dict, List, Optional, Set, Tuple
+import weakref
+from collections import deque
+from queue import Empty, SimpleQueue
+from typing import Any, Awaitable, Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from . import forking
 from .exceptions import KVStoreError, LockTimeoutError, where
@@ -34,6 +38,9 @@ class Lease:
     #: How long the claim holds without being renewed, in milliseconds; 0: as long as the process.
     ttl_ms: int = 0
 
+    #: Whether it was given back by its holder.
+    over: bool = False
+
     def acquire(self, wait: float) -> bool:
         """Try to get the lock. May wait up to `wait` seconds where the backend can tell when."""
         raise NotImplementedError(f"{type(self).__name__} does not lock.")
@@ -47,110 +54,186 @@ class Lease:
         raise NotImplementedError(f"{type(self).__name__} does not unlock.")
 
 
-_thread_locks: Dict[Tuple[int, Optional[str], str], List[Any]] = {}
-_thread_guard = threading.Lock()
+# Who holds a lock among threads, and who waits for it. A dictionary's steps can't be divided, and
+# say whose the lock is: so no signal's handler that raises leaves one locked that nobody holds.
+_thread_locks: Dict[Tuple[int, Optional[str], str], object] = {}
+_waiting: Dict[Tuple[int, Optional[str], str], Deque[Any]] = {}
+
+# How long a waiting thread sleeps before it looks for itself, in seconds: who was told that the
+# lock is free may have been interrupted, and not have taken it.
+_LOOK_AGAIN = 0.1
 
 
 def _forget_thread_locks() -> None:
-    global _thread_guard
-    _thread_guard = threading.Lock()
     _thread_locks.clear()
+    _waiting.clear()
 
 
 forking.after_in_child(_forget_thread_locks)
 
 
 class ThreadLease(Lease):
-    """A lock among the threads of this process, for stores that reach no further."""
+    """A lock among the threads of this process, for stores that reach no further.
+
+    It is given back when it is forgotten: a signal's handler may raise between getting the lock and
+    the block under it.
+    """
 
     def __init__(self, store: object, key: str, namespace: Optional[str]) -> None:
         self._store = store  # held on to, so that its id stays its own
         self._place = (id(store), namespace, key)
+        self._token = object()
+        self._held, self._waiters = _thread_locks, _waiting
 
     def acquire(self, wait: float) -> bool:
         """Wait for the lock for up to `wait` seconds."""
-        with _thread_guard:
-            # The lock, and how many want it: the last one out takes it down.
-            slot = _thread_locks.setdefault(self._place, [threading.Lock(), 0])
-            slot[1] += 1
-        got = slot[0].acquire(timeout=max(0.0, min(wait, threading.TIMEOUT_MAX)))
-        if not got:
-            self._leave()
-        return bool(got)
+        token, place = self._token, self._place
+        if self._held.setdefault(place, token) is token:
+            return True
+        if wait <= 0:
+            return False
+        deadline = time.monotonic() + wait
+        waiters = self._waiters.setdefault(place, deque())
+        gate = threading.Lock()
+        gate.acquire()
+        try:
+            waiters.append(gate)
+            while self._held.setdefault(place, token) is not token:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                if gate.acquire(timeout=min(left, _LOOK_AGAIN)):
+                    waiters.append(gate)  # who opened it took it out
+            return True
+        finally:
+            with contextlib.suppress(ValueError):
+                waiters.remove(gate)
+            if not waiters and self._waiters.get(place) is waiters:
+                self._waiters.pop(place, None)
 
     def release(self) -> bool:
         """Let the next one in."""
-        with _thread_guard:
-            slot = _thread_locks.get(self._place)
-        if slot is None:  # the child of a fork: it never held it
-            return False
-        slot[0].release()
-        self._leave()
+        if self._held.get(self._place) is not self._token:
+            return False  # the child of a fork, or given back before
+        del self._held[self._place]
+        waiters = self._waiters.get(self._place)
+        if waiters:
+            with contextlib.suppress(IndexError):
+                waiters.popleft().release()
         return True
 
-    def _leave(self) -> None:
-        with _thread_guard:
-            slot = _thread_locks.get(self._place)
-            if slot is not None:
-                slot[1] -= 1
-                if slot[1] == 0:
-                    del _thread_locks[self._place]
+    def __del__(self) -> None:
+        self.release()
 
 
 # Seconds without any lease after which the thread that renews them ends.
 _IDLE = 5.0
 
 
+class _Watched(weakref.ref):  # type: ignore[type-arg]  # no parameters before Python 3.9
+    """A lock whose lease is to be renewed, held weakly.
+
+    It may be forgotten, by a signal's handler that raises as its block ends.
+    """
+
+    __slots__ = ("lease",)
+
+    lease: Lease
+
+    def holder(self) -> Optional[Held]:
+        """Whose lease is to be renewed."""
+        one: Optional[Held] = self()
+        return one if one is not None and one.watched else None
+
+
 class _Keeper:
-    """Renews the leases of one backend, from a thread that starts when it is first needed."""
+    """Renews the leases of one backend, from a thread that starts when it is first needed.
+
+    What is to be renewed comes through a queue written in C: a signal's handler that raises in the
+    middle of a lock can't leave it locked.
+    """
 
     def __init__(self, group: int) -> None:
         self._group = group
-        self._changed = threading.Condition()
-        self._due: List[Tuple[float, int, Held]] = []
+        self._new: SimpleQueue[_Watched] = SimpleQueue()
+        self._due: List[Tuple[float, int, _Watched]] = []
         self._count = 0
-        self._running = False
+        self._ended = False
 
-    def watch(self, one: Held) -> None:
-        with self._changed:
-            self._push(one, time.monotonic())
-            if not self._running:
+    @staticmethod
+    def watch(one: Held) -> None:
+        """Renew the lease of a lock from now on, until it is not watched any more."""
+        group = one.lease.group
+        while True:
+            keeper = _keepers.get(group)
+            if keeper is None:
+                keeper = _Keeper(group)
                 threading.Thread(
-                    target=self._run, name="kv-store-adapter-leases", daemon=True
+                    target=keeper._run, name="kv-store-adapter-leases", daemon=True
                 ).start()
-                self._running = True
-            self._changed.notify()
+                # Of two that are made at once, one finds nothing to do and ends.
+                keeper = _keepers.setdefault(group, keeper)
+            # Once it is forgotten it comes through the queue again.
+            watched = _Watched(one, keeper._new.put)
+            watched.lease = one.lease
+            keeper._new.put(watched)
+            if not keeper._ended:
+                return
+            _keepers.pop(group, None)
 
-    def _push(self, one: Held, now: float) -> None:
-        # A third: two renewals may fail before the lease runs out.
-        self._count += 1
-        heapq.heappush(self._due, (now + one.lease.ttl_ms / 3000, self._count, one))
+    def _take(self, watched: _Watched) -> None:
+        """One that is new, was renewed, or was forgotten."""
+        if watched.holder() is not None:
+            # A third: two renewals may fail before the lease runs out.
+            when = time.monotonic() + watched.lease.ttl_ms / 3000
+            self._count += 1
+            heapq.heappush(self._due, (when, self._count, watched))
+        elif watched() is None and not watched.lease.over:
+            try:
+                watched.lease.release()
+            except Exception as error:  # whatever it is: the others still want renewing
+                _log.warning("A forgotten lock ends with its lease: %s", error)
+
+    def _next(self) -> Optional[float]:
+        """Seconds until the next renewal; ``None``: there is none to come."""
+        while self._due:
+            when, _, watched = self._due[0]
+            if watched.holder() is not None:
+                return max(0.0, when - time.monotonic())
+            heapq.heappop(self._due)
+        return None
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                while self._due and not self._due[0][2].watched:
-                    heapq.heappop(self._due)
-                if not self._due:
-                    # Idle threads are litter: the next lease starts another one.
-                    if not self._changed.wait(_IDLE) and not self._due:
-                        self._running = False
-                        # A store that comes back meanwhile makes another one: both do.
-                        if _keepers.get(self._group) is self:
-                            del _keepers[self._group]
-                        return
+            for _ in range(self._new.qsize()):
+                self._take(self._new.get())
+            nap = self._next()
+            if nap == 0.0:
+                self._renew(heapq.heappop(self._due)[2])
+                continue
+            try:
+                self._take(self._new.get(timeout=_IDLE if nap is None else nap))
+            except Empty:
+                if nap is not None:
                     continue
-                nap = self._due[0][0] - time.monotonic()
-                if nap > 0:
-                    self._changed.wait(nap)
-                    continue
-                one = heapq.heappop(self._due)[2]
+                # Idle threads are litter: the next lease starts another one.
+                self._ended = True
+                if self._new.empty():
+                    if _keepers.get(self._group) is self:
+                        _keepers.pop(self._group, None)
+                    return
+                self._ended = (
+                    False  # one came meanwhile, perhaps with a keeper of its own: both renew
+                )
+
+    def _renew(self, watched: _Watched) -> None:
+        one = watched.holder()
+        if one is not None:
             one.renew()
-            with self._changed:
-                if one.watched:
-                    self._push(one, time.monotonic())
+        self._take(watched)
 
 
+# By group, which is few: the backends that this process locks on.
 _keepers: Dict[int, _Keeper] = {}
 forking.after_in_child(_keepers.clear)
 
@@ -170,26 +253,47 @@ class Held:
 
     def __enter__(self) -> None:
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        for nap in _naps():
-            left = float("inf") if deadline is None else deadline - time.monotonic()
-            if self.lease.acquire(max(0.0, left)):
-                self._entered()
-                return
-            left = float("inf") if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise self._too_long()
-            time.sleep(min(nap, left))  # this backend can't tell when the lock is free
+        asked = False
+        try:
+            for nap in _naps():
+                left = float("inf") if deadline is None else deadline - time.monotonic()
+                asked = True
+                if self.lease.acquire(max(0.0, left)):
+                    self._entered()
+                    return
+                asked = False
+                left = float("inf") if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    raise self._too_long()
+                time.sleep(min(nap, left))  # this backend can't tell when the lock is free
+        except KVStoreError:
+            raise
+        except BaseException:
+            # A signal's handler raised, and the lock may be ours already.
+            if asked:
+                self._abandon()
+            raise
 
     def __exit__(self, *exc_info: object) -> None:
-        self._leave()
+        try:
+            self._leave()
+        except BaseException:
+            if self._pid == os.getpid():
+                self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Give back what was interrupted, in whatever state it is. If that fails its lease ends."""
+        self.watched = False
+        with contextlib.suppress(KVStoreError):
+            self.lease.release()
+            self.lease.over = True
 
     def _entered(self) -> None:
         self._pid = os.getpid()
         if self.lease.ttl_ms:
             self.watched = True
-            # By group, which is few: the backends that this process locks on.
-            group = self.lease.group
-            _keepers.setdefault(group, _Keeper(group)).watch(self)
+            _Keeper.watch(self)
 
     def _leave(self) -> None:
         self.watched = False
@@ -204,7 +308,9 @@ class Held:
                 where(self._key, self._namespace),
                 error,
             )
+            self.lease.over = True
             return
+        self.lease.over = True
         if not kept and not self.lost:
             self._warn_lost()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from typing import (
@@ -23,6 +22,7 @@ from . import forking
 from .eviction import CHUNK, DEADLINE, S3FIFO, SLOT, VALUE
 from .exceptions import KeyNotFoundError, StoreClosedError
 from .expiry import NEVER, Expiry, Table
+from .guard import let_go
 from .protocol import KVStoreProtocol, check_items, check_keys
 from .rules import MISSING, TTL, check_key, check_namespace, check_ttl, matcher
 from .serializers import Codec
@@ -39,12 +39,6 @@ def _seconds(ttl: Any) -> Optional[float]:
     """A checked ttl in seconds, rounded up to whole milliseconds; ``None`` for no expiry."""
     milliseconds = check_ttl(ttl)
     return None if milliseconds is None else milliseconds / 1000
-
-
-def _let_go(lock: Any) -> None:
-    """Release a lock that an exception may have met just before it was taken, or just after."""
-    with contextlib.suppress(RuntimeError):
-        lock.release()
 
 
 class _Closed(Dict[Optional[str], Table]):
@@ -325,7 +319,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
                         self._sweep(now)
             lock.release()
         except BaseException:
-            _let_go(lock)
+            let_go(lock)
             raise
 
     def add(
@@ -384,7 +378,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
                 self._emptied(table)
             lock.release()
         except BaseException:
-            _let_go(lock)
+            let_go(lock)
             raise
         return deadline is None or deadline > time.time()
 

@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any, Callable, Dict, List
 
 import pytest
 import time_machine
@@ -26,6 +26,7 @@ from kv_store_adapter import (
     cached,
 )
 from kv_store_adapter.caching import drivers, flights
+from signals import needs_timers, run_among_signals
 
 
 def together(number: int, work: Callable[[int], Any]) -> List[Any]:
@@ -752,58 +753,110 @@ def test_one_refresh_for_one_staleness(store: KVStoreProtocol) -> None:
 def test_who_may_wait_for_whom() -> None:
     """The first leads, others wait, and who would wait for itself computes alone."""
     board, other = flights.Board(), flights.Board()
-    role, one = board.join("a", ())
+    role, one = board.join(flights.Flight("a"), ())
     assert (role, len(board)) == (flights.LEAD, 1)
-    assert board.join("a", ()) == (flights.WAIT, one)
-    assert board.join("a", (one,)) == (flights.ALONE, one)
-    role, two = other.join("b", ())
+    assert board.join(flights.Flight("a"), ()) == (flights.WAIT, one)
+    assert board.join(flights.Flight("a"), (one,)) == (flights.ALONE, one)
+    role, two = other.join(flights.Flight("b"), ())
     assert role == flights.LEAD
-    assert other.join("b", (one,)) == (flights.WAIT, two)
+    assert other.join(flights.Flight("b"), (one,)) == (flights.WAIT, two)
     assert one.waits_for == [two]
     # Round in a circle: two inside of which a is called, while a waits for two.
-    assert board.join("a", (two,)) == (flights.ALONE, one)
+    assert board.join(flights.Flight("a"), (two,)) == (flights.ALONE, one)
     assert two.waits_for == []
-    three = other.join("c", ())[1]
-    assert board.join("a", (three,)) == (flights.WAIT, one)
-    assert other.join("c", (two,)) == (flights.ALONE, three)
+    three = other.join(flights.Flight("c"), ())[1]
+    assert board.join(flights.Flight("a"), (three,)) == (flights.WAIT, one)
+    assert other.join(flights.Flight("c"), (two,)) == (flights.ALONE, three)
     other.stop_waiting(two, (one,))
-    assert other.join("c", (two,)) == (flights.WAIT, three)
+    assert other.join(flights.Flight("c"), (two,)) == (flights.WAIT, three)
     other.stop_waiting(three, (two,))
     board.stop_waiting(one, (three,))
     assert [flight.waits_for for flight in (one, two, three)] == [[], [], []]
     two.locked = True
-    assert board.join("a", (two,)) == (flights.ALONE, one)
+    assert board.join(flights.Flight("a"), (two,)) == (flights.ALONE, one)
 
 
 def test_landing_tells_everybody_once() -> None:
     """Who asked before hears when it lands, who asks after at once; then the key is free."""
     board, told = flights.Board(), []
-    flight = board.join("a", ())[1]
+    flight = board.join(flights.Flight("a"), ())[1]
     board.when_landed(flight, lambda: told.append("before"))
-    assert (told, flight.event.is_set(), board.landings) == ([], False, 0)
+    assert (told, flight.landed, board.landings) == ([], False, 0)
     outcome = flights.Outcome(7)
     board.land(flight, outcome)
-    assert (told, flight.event.is_set(), board.landings) == (["before"], True, 1)
+    assert (told, flight.landed, board.landings) == (["before"], True, 1)
     assert (flight.landed, flight.outcome, flight.callbacks) == (True, outcome, [])
     board.when_landed(flight, lambda: told.append("after"))
     assert told == ["before", "after"]
+    board.land(flight, None)
+    assert (told, flight.outcome, board.landings) == (["before", "after"], outcome, 1)
     assert len(board) == 0
-    assert board.join("a", ())[0] == flights.LEAD
+    assert board.join(flights.Flight("a"), ())[0] == flights.LEAD
 
 
 def test_what_is_doomed_makes_way() -> None:
     """Dooming a key reaches all that compute it, and the next caller leads a new computation."""
     board = flights.Board()
-    one, other = board.join("a", ())[1], board.join("b", ())[1]
+    one, other = board.join(flights.Flight("a"), ())[1], board.join(flights.Flight("b"), ())[1]
     alone = board.begin("a")
     assert len(board) == 3
     board.doom("a")
     assert [flight.doomed for flight in (one, other, alone)] == [True, False, True]
-    role, anew = board.join("a", ())
+    role, anew = board.join(flights.Flight("a"), ())
     assert (role, anew.doomed) == (flights.LEAD, False)
     board.land(one, None)
-    assert board.join("a", ()) == (flights.WAIT, anew)
+    assert board.join(flights.Flight("a"), ()) == (flights.WAIT, anew)
     board.end(alone)
     board.doom(None)
     assert [flight.doomed for flight in (other, anew)] == [True, True]
     assert len(board) == 0
+
+
+AMONG_SIGNALS = """
+    import faulthandler, itertools
+    from kv_store_adapter import DiskKVStore, MemoryKVStore, cached
+
+    place, options = sys.argv[1:]
+    store = DiskKVStore(place, timeout=20) if place else MemoryKVStore()
+    numbers = itertools.count()
+    asked = [0]
+
+    @cached(store, namespace="f", ttl=60, **eval(options))
+    def f(x):
+        return -x
+
+    def work():
+        for _ in range(200):
+            asked[0] = number = next(numbers)
+            assert f(number) == f(number) == -number
+
+    def after():
+        got = []
+
+        def ask():
+            # What was interrupted, and something new.
+            for number in (asked[0], next(numbers)):
+                got.append(f(number) == -number)
+
+        other = threading.Thread(target=ask, daemon=True)
+        other.start()
+        other.join(50)
+        if got != [True, True]:
+            faulthandler.dump_traceback()
+        assert got == [True, True], "a call hangs"
+        assert not f._self_cached.flow.board._flights
+
+    attack(work, 150 if place else 1500, 5e-3 if place else 2e-3, after)
+"""
+
+
+@needs_timers
+@pytest.mark.parametrize("where", ["memory", "disk"])
+@pytest.mark.parametrize("options", [{}, {"lock": "store"}], ids=["", "lock"])
+def test_a_signal_at_any_moment_hangs_nobody(
+    where: str, options: Dict[str, Any], tmp_path: Path
+) -> None:
+    """Wherever a signal's handler raises, the same key is computed by the next caller, at once."""
+    run_among_signals(
+        AMONG_SIGNALS, str(tmp_path / "store") if where == "disk" else "", repr(options)
+    )

@@ -142,9 +142,7 @@ def test_bookkeeping_per_key_empties_itself(
         assert not leases._thread_locks
         assert not leases._giving_back
         assert flights.chain.get() == ()
-        assert all(
-            not [one for _, _, one in k._due if one.watched] for k in leases._keepers.values()
-        )
+        assert all(keeper._next() is None for keeper in leases._keepers.values())
         # All sixteen places for refreshes in the background were given back.
         wait_for(lambda: drivers._refreshing._value == 16)
         assert used() < before + rounds(400_000, 1_000_000)

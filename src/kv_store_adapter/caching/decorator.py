@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Optional, Tuple, Union
 
-from .. import forking
+from ..guard import Guard
 from ..identity import qualified_name, text_of
 from ..namespace import root_of
 from ..protocol import KVStoreProtocol, check_lease
@@ -197,7 +196,7 @@ _log = logging.getLogger("kv_store_adapter")
 
 # Who stores where, for each store: a namespace, to the functions in it that are still alive.
 _places: weakref.WeakKeyDictionary[KVStoreProtocol, Dict[str, Any]] = weakref.WeakKeyDictionary()
-_guard = threading.Lock()
+_guard = Guard()
 
 
 def place_of(
@@ -219,15 +218,12 @@ def place_of(
     label = "" if not named or namespace is None or key is not None else qualified_name(function)
     full = place if root_of(store) is store else f"{getattr(store, 'name', '')}:{place}"
     try:
-        with _guard:
-            known = _places.setdefault(root_of(store), {})
-            # A template is the same for two functions if its text is; what a key function gives
-            # can't be known, so only the very same one counts.
-            who = f"{full} {label} {key if key is None or isinstance(key, str) else id(key)}"
-            earlier = known.get(who, lambda: None)()
-            if earlier is None or _may_follow(earlier, function):
-                known[who] = weakref.ref(function, _forgetter(known, who))
-                return place, label
+        # A template is the same for two functions if its text is; what a key function gives can't
+        # be known, so only the very same one counts.
+        who = f"{full} {label} {key if key is None or isinstance(key, str) else id(key)}"
+        earlier = _settled_by(function, root_of(store), who)
+        if earlier is None:
+            return place, label
     except TypeError:  # a store that does not hash, or a function without weak references
         return place, label
     names = [
@@ -238,6 +234,17 @@ def place_of(
         f"{names[0]}() would store its results where {names[1]}() "
         "does, under the same keys. Give one of them a namespace= of its own."
     )
+
+
+@_guard
+def _settled_by(function: Callable[..., Any], root: KVStoreProtocol, who: str) -> Any:
+    """Give `function` a place, or say who has it already."""
+    known = _places.setdefault(root, {})
+    earlier = known.get(who, lambda: None)()
+    if earlier is None or _may_follow(earlier, function):
+        known[who] = weakref.ref(function, _forgetter(known, who))
+        return None
+    return earlier
 
 
 def _forgetter(known: Dict[str, Any], who: str) -> Callable[[Any], None]:
@@ -283,12 +290,3 @@ def _captured(function: Any) -> Tuple[int, ...]:
         except ValueError:  # as a function's own name while it is decorated
             captured.append(0)
     return tuple(captured)
-
-
-def _after_fork() -> None:
-    # A thread that was decorating at the fork is not in the child to give it back.
-    global _guard
-    _guard = threading.Lock()
-
-
-forking.after_in_child(_after_fork)

@@ -83,7 +83,18 @@ class PlainDriver:
 
     def wait(self, flight: Flight, timeout: float) -> bool:
         """Wait for another thread's computation; ``False``: it takes too long."""
-        return flight.event.wait(timeout)
+        # A lock of this caller's own: an Event is shared, and its lock stays locked for ever where
+        # a signal's handler raises in the wrong moment of a wait.
+        gate = threading.Lock()
+        gate.acquire()
+
+        def tell() -> None:
+            if gate.locked():
+                gate.release()
+
+        self._flow.board.when_landed(flight, tell)
+        gate.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
+        return flight.landed
 
     def lock(self, key: str, patience: float) -> Any:
         """The store's lock, or ``None`` where it can't be had in time."""

@@ -6,14 +6,14 @@ the call just computes. No lock is held while anybody's code runs.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from contextvars import ContextVar
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from .. import forking
+from ..guard import Guard
 
-__all__ = ["ALONE", "LEAD", "WAIT", "Board", "Flight", "Outcome", "chain"]
+__all__ = ["ALONE", "LEAD", "WAIT", "Board", "Flight", "Outcome", "chain", "flown_by_us"]
 
 #: What `Board.join` answers: compute for all, wait for somebody, or compute for yourself.
 LEAD, WAIT, ALONE = "lead", "wait", "alone"
@@ -56,7 +56,6 @@ class Flight:
         "__weakref__",
         "callbacks",
         "doomed",
-        "event",
         "key",
         "landed",
         "locked",
@@ -70,7 +69,6 @@ class Flight:
         self.outcome: Optional[Outcome] = None
         self.doomed: bool = False
         self.locked: bool = False
-        self.event: threading.Event = threading.Event()
         self.callbacks: List[Callable[[], None]] = []
         # The flights that code inside of this one is waiting for; more than once, if several do.
         self.waits_for: List[Flight] = []
@@ -82,8 +80,18 @@ Chain = Tuple[Flight, ...]
 #: follows into tasks and into threads started with the context.
 chain: ContextVar[Chain] = ContextVar("kv_store_adapter_chain", default=())
 
+
+def flown_by_us() -> Chain:
+    """The flights that the running code is inside of.
+
+    One that has landed may be left in `chain`, by a signal's handler that raised between two steps.
+    """
+    flights = chain.get()
+    return tuple(flight for flight in flights if not flight.landed) if flights else flights
+
+
 # Guards all boards: who waits for whom goes across functions. Held for microseconds, on misses.
-_guard = threading.Lock()
+_guard = Guard()
 _boards: weakref.WeakSet[Board] = weakref.WeakSet()
 
 
@@ -100,68 +108,81 @@ class Board:
     def __len__(self) -> int:
         return len(self._flights) + len(self._alone)
 
-    def join(self, key: str, inside: Chain) -> Tuple[str, Flight]:
-        """Take part in the computation of `key`, from code that is `inside` of other flights."""
-        with _guard:
-            flight = self._flights.get(key)
-            if flight is None:
-                flight = self._flights[key] = Flight(key)
-                return LEAD, flight
-            if any(outer.locked for outer in inside) or _leads_back(flight, inside):
-                return ALONE, flight
-            for outer in inside:
-                outer.waits_for.append(flight)
-            return WAIT, flight
+    @_guard
+    def join(self, mine: Flight, inside: Chain) -> Tuple[str, Flight]:
+        """Take part in the computation of a key, from code that is `inside` of other flights.
 
+        Who is to `LEAD` does so with the flight that was brought along: it is in the caller's hands
+        before it is on the board, and the caller lands it, whatever comes in between.
+        """
+        flight = self._flights.get(mine.key)
+        if flight is None:
+            self._flights[mine.key] = mine
+            return LEAD, mine
+        if any(outer.locked for outer in inside) or _leads_back(flight, inside):
+            return ALONE, flight
+        for outer in inside:
+            outer.waits_for.append(flight)
+        return WAIT, flight
+
+    @_guard
     def stop_waiting(self, flight: Flight, inside: Chain) -> None:
         """The end of a `WAIT`, however it ended."""
-        with _guard:
-            for outer in inside:
-                if flight in outer.waits_for:
-                    outer.waits_for.remove(flight)
+        for outer in inside:
+            if flight in outer.waits_for:
+                outer.waits_for.remove(flight)
 
     def land(self, flight: Flight, outcome: Optional[Outcome]) -> None:
-        """Tell all who wait; ``None``: nothing came of it, one of them shall try."""
-        with _guard:
+        """Tell all who wait; ``None``: nothing came of it, one of them shall try.
+
+        A second time ends what was left undone: a signal's handler may raise in the middle.
+        """
+        self._take_off_the_board(flight, outcome)
+        for callback in flight.callbacks:
+            callback()
+        flight.callbacks = []
+
+    @_guard
+    def _take_off_the_board(self, flight: Flight, outcome: Optional[Outcome]) -> None:
+        if not flight.landed:
             self.landings += 1
             flight.outcome = outcome
-            flight.landed = True
-            callbacks, flight.callbacks = flight.callbacks, []
             if self._flights.get(flight.key) is flight:
                 del self._flights[flight.key]
-        flight.event.set()
-        for callback in callbacks:
-            callback()
+            flight.landed = True
 
     def when_landed(self, flight: Flight, callback: Callable[[], None]) -> None:
-        """Call `callback` once the flight has landed; now, if it has."""
-        with _guard:
-            if not flight.landed:
-                flight.callbacks.append(callback)
-                return
-        callback()
+        """Call `callback` once the flight has landed, perhaps twice; now, if it has."""
+        if not self._told_later(flight, callback):
+            callback()
 
+    @_guard
+    def _told_later(self, flight: Flight, callback: Callable[[], None]) -> bool:
+        if not flight.landed:
+            flight.callbacks.append(callback)
+        return not flight.landed
+
+    @_guard
     def begin(self, key: str) -> Flight:
         """A computation that nobody waits for, but that `doom` reaches; `end` ends it."""
         flight = Flight(key)
-        with _guard:
-            self._alone.add(flight)
+        self._alone.add(flight)
         return flight
 
+    @_guard
     def end(self, flight: Flight) -> None:
         """The end of what `begin` began."""
-        with _guard:
-            self._alone.discard(flight)
+        self._alone.discard(flight)
 
+    @_guard
     def doom(self, key: Optional[str]) -> None:
         """What is being computed for `key` (``None``: all keys) is out of date already."""
-        with _guard:
-            for flight in [*self._flights.values(), *self._alone]:
-                if key is None or flight.key == key:
-                    flight.doomed = True
-                    if self._flights.get(flight.key) is flight:
-                        # Who comes from now on computes anew.
-                        del self._flights[flight.key]
+        for flight in [*self._flights.values(), *self._alone]:
+            if key is None or flight.key == key:
+                flight.doomed = True
+                if self._flights.get(flight.key) is flight:
+                    # Who comes from now on computes anew.
+                    del self._flights[flight.key]
 
 
 def _leads_back(flight: Flight, inside: Chain) -> bool:
@@ -182,8 +203,6 @@ def _leads_back(flight: Flight, inside: Chain) -> bool:
 
 def _after_fork() -> None:
     # The threads that were flying are not in the child: nobody would ever land.
-    global _guard
-    _guard = threading.Lock()
     for board in list(_boards):
         board._flights.clear()
         board._alone.clear()

@@ -26,7 +26,7 @@ from ..namespace import root_of
 from ..protocol import KVStoreProtocol
 from ..rules import MISSING
 from .binding import Binding
-from .flights import ALONE, LEAD, Board, Chain, Flight, Outcome, chain
+from .flights import ALONE, LEAD, Board, Chain, Flight, Outcome, chain, flown_by_us
 from .freshness import EARLY, FRESH, Envelope, Freshness
 from .health import Health, health_of, warn
 from .switch import is_disabled, off
@@ -216,11 +216,17 @@ class Flow:
 
     def _compute_once(self, key: str, values: Tuple[Any, ...], landings: int) -> Steps:
         """Compute, or wait for whoever computes this key already."""
-        inside = chain.get()
+        inside = flown_by_us()
         while True:
-            role, flight = self.board.join(key, inside)
-            if role is LEAD:
-                return (yield from self._lead(flight, key, values, landings, inside))
+            mine = Flight(key)
+            try:
+                role, flight = self.board.join(mine, inside)
+                if role is LEAD:
+                    return (yield from self._lead(mine, key, values, landings, inside))
+            except BaseException:
+                # A signal's handler may raise before the flight is led, or in the midst of landing.
+                self.board.land(mine, None)
+                raise
             if role is ALONE:
                 return (yield from self._compute_alone(key, values, inside))
             self.tally.waits.add()
@@ -388,10 +394,17 @@ class Flow:
 
     def _refresh_behind(self, key: str, values: Tuple[Any, ...], landings: int) -> Steps:
         """Refresh an old result in the background, unless somebody does already."""
-        role, flight = self.board.join(key, ())
-        if role is not LEAD:
-            self.board.stop_waiting(flight, ())
-            return
+        flight = Flight(key)
+        try:
+            if self.board.join(flight, ())[0] is LEAD:
+                yield from self._lead_refresh(flight, key, values, landings)
+        except BaseException:
+            self.board.land(flight, None)  # as in _compute_once()
+            raise
+
+    def _lead_refresh(
+        self, flight: Flight, key: str, values: Tuple[Any, ...], landings: int
+    ) -> Steps:
         outcome: Optional[Outcome] = None
         held = None
         try:
@@ -432,7 +445,7 @@ class Flow:
         key = self.key(values)
         # Who computes already began before this call: what comes of that is out of date.
         self.board.doom(key)
-        return (yield from self._compute_alone(key, values, chain.get()))
+        return (yield from self._compute_alone(key, values, flown_by_us()))
 
     def peek(self, values: Tuple[Any, ...]) -> Steps:
         """What is stored, fresh or stale, or `MISSING`; nothing is computed or counted."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Optional, 
 from ..protocol import KVStoreProtocol
 from ..rules import TTL, check_namespace
 from .decorator import check_store, check_version, one_of, place_of, unwrapped
-from .flights import Flight, Outcome, chain
+from .flights import Flight, Outcome, flown_by_us
 from .flow import Flow, Options, Steps
 from .freshness import Freshness
 
@@ -210,7 +210,7 @@ class _ManyFlow(Flow):
     def _run_and_keep(
         self, values: Tuple[Any, ...], missing: Dict[Any, str], flights: Dict[Any, Flight]
     ) -> Steps:
-        outcome: Outcome = yield "run", (self._with(values, list(missing)), chain.get())
+        outcome: Outcome = yield "run", (self._with(values, list(missing)), flown_by_us())
         if outcome.error is not None:
             return outcome
         if not isinstance(outcome.value, Mapping):

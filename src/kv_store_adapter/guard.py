@@ -1,0 +1,69 @@
+"""A lock for a few steps that neither a signal's handler that raises nor a fork leaves locked."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import weakref
+from typing import Any, Callable, TypeVar
+
+from . import forking
+
+__all__ = ["Guard", "let_go"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def let_go(lock: Any) -> None:
+    """Release a lock that an exception may have met just before it was taken, or just after."""
+    with contextlib.suppress(RuntimeError):
+        lock.release()
+
+
+class Guard:
+    """Makes functions that run one at a time.
+
+    A ``with`` would do, were it not for signals: before CPython 3.11 a handler may raise between
+    the end of a block and the release of its lock. And a handler, or a ``__del__``, may come in the
+    middle and need the same guard: so it is reentrant.
+
+    Example:
+        >>> guard = Guard()
+        >>> @guard
+        ... def add(item, to):
+        ...     to.append(item)
+    """
+
+    def __init__(self) -> None:
+        self.lock: Any = threading.RLock()
+        _guards.add(self)
+
+    def __call__(self, function: F) -> F:
+        """The same function, under this guard."""
+
+        @functools.wraps(function)
+        def guarded(*args: Any) -> Any:
+            lock = self.lock
+            try:
+                lock.acquire()
+                result = function(*args)
+                lock.release()
+            except BaseException:
+                let_go(lock)
+                raise
+            return result
+
+        return guarded  # type: ignore[return-value]  # the signature is that of the function
+
+
+_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # The thread that was inside at the fork is not in the child, to give the lock back.
+    for guard in list(_guards):
+        guard.lock = threading.RLock()
+
+
+forking.after_in_child(_after_fork)
