@@ -33,6 +33,7 @@ from kv_store_adapter import (
 from kv_store_adapter.redis.conversation import Ask, WrongTypeError
 from kv_store_adapter.redis.store import translate
 from server import Server, free_port
+from signals import needs_timers, run_among_signals, signals_spare_with
 
 server_test = pytest.mark.server
 
@@ -626,3 +627,45 @@ def test_a_cluster_means_the_same(cluster_server: Server) -> None:
     assert store.clear_namespace("many") == 1120
     assert asyncio.run(store.aio.get("a")) == 1
     client.close()
+
+
+AMONG_SIGNALS = """
+    import redis
+    from kv_store_adapter import RedisKVStore
+
+    port, kind = int(sys.argv[1]), sys.argv[2]
+    if kind == "client":
+        store = RedisKVStore(client=redis.Redis(port=port, socket_timeout=20))
+    else:
+        alone = kind == "alone"
+        store = RedisKVStore(port=port, socket_timeout=20, single_connection_client=alone)
+    number = 0
+
+    def work():
+        global number
+        for _ in range(200):
+            number += 1
+            key = f"k{number % 50}"
+            store.set(key, number, ttl=3600)
+            assert store.get(key) == number
+            assert 3500 < store.ttl(key) <= 3600
+            store.set_many({"a": number, "b": -number}, ttl=3600)
+            assert store.get_many(["b", "a"]) == {"a": number, "b": -number}
+
+    def after():
+        store.set("after", number)
+        assert store.get("after") == number
+
+    attack(work, 800, 3e-3, after)
+"""
+
+
+@server_test
+@needs_timers
+@signals_spare_with
+@pytest.mark.parametrize("kind", ["own", "alone", "client"])
+def test_a_signal_at_any_moment_gives_nobody_anothers_reply(
+    kind: str, redis_server: Server
+) -> None:
+    """Wherever a signal's handler raises, no later call gets the reply to another command."""
+    run_among_signals(AMONG_SIGNALS, str(redis_server.port), kind)

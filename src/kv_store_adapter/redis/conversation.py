@@ -237,7 +237,7 @@ class Conversation:
             # PERSIST says 0 also for a key that had no expiry.
             persisted, there = yield Ask(("PERSIST", name), ("EXISTS", name), writes=True)
             return persisted > 0 or there > 0
-        (touched,) = yield Ask(("PEXPIRE", name, milliseconds), writes=True)
+        (touched,) = yield Ask(("PEXPIRE", name, b"%d" % milliseconds), writes=True)
         return bool(touched)
 
     def get_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> Talk:
@@ -310,7 +310,8 @@ class Conversation:
 def _set(name: bytes, data: bytes, milliseconds: Optional[int]) -> Tuple[Any, ...]:
     if milliseconds is None:
         return ("SET", name, data)
-    return ("SET", name, data, "PX", milliseconds)
+    # As bytes, not as a number: see _without_numbers() of the store.
+    return ("SET", name, data, "PX", b"%d" % milliseconds)
 
 
 def _too_long(data: bytes, key: str, namespace: Optional[str]) -> SerializationError:
@@ -321,7 +322,7 @@ def _too_long(data: bytes, key: str, namespace: Optional[str]) -> SerializationE
 
 
 def _scan(cursor: Any, glob: bytes) -> Tuple[Any, ...]:
-    return ("SCAN", cursor, "MATCH", glob, "COUNT", _SCAN_COUNT)
+    return ("SCAN", cursor, "MATCH", glob, "COUNT", b"%d" % _SCAN_COUNT)
 
 
 def _step(reply: Any, asked: Any) -> Tuple[Any, List[bytes]]:

@@ -53,6 +53,8 @@ class RedisLease(Lease):
         """Delete the key, if it is still ours."""
 
         def action() -> bool:
+            # redis-py's lock does not know it where a signal's handler raised in acquire().
+            self._lock.local.token = self._token
             self._lock.release()
             return True
 

@@ -15,6 +15,7 @@ from typing import (
     List,
     Mapping,
     Optional,
+    Sequence,
     Tuple,
 )
 from urllib.parse import parse_qsl, urlsplit
@@ -212,7 +213,7 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
         pool: Any = getattr(client, "connection_pool", None)
         kind = getattr(pool, "connection_class", None)
         if hasattr(kind, "_connect"):
-            pool.connection_class = _connecting_between_forks(kind)
+            pool.connection_class = _steady(kind)
         return client
 
     def __repr__(self) -> str:
@@ -259,6 +260,7 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
                     except MISREAD as error:
                         if isinstance(error, KVStoreError):
                             raise
+                        self._drop_idle_connections()
                         raise translate(error, ask, self._client) from error
                     following.said = ask.said or ask.writes
                     ask = following
@@ -269,14 +271,30 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
         import redis
 
         try:
-            return self._ask_once(ask)
-        except redis.ConnectionError as error:
-            # The server went away and may be back, or the connection was old. Once more, at once,
-            # where that is harmless; not after a time-out, which would double the wait.
-            if not ask.harmless or isinstance(error, redis.TimeoutError) or is_final(error):
-                raise
-            ask.said |= ask.writes and may_have_arrived(error, self._client)
-            return self._ask_once(ask)
+            try:
+                return self._ask_once(ask)
+            except redis.ConnectionError as error:
+                # The server went away and may be back, or the connection was old. Once more, at
+                # once, where that is harmless; not after a time-out, which would double the wait.
+                if not ask.harmless or isinstance(error, redis.TimeoutError) or is_final(error):
+                    raise
+                ask.said |= ask.writes and may_have_arrived(error, self._client)
+                return self._ask_once(ask)
+        except (redis.RedisError, OSError):
+            raise
+        except BaseException:
+            # Of a signal's handler: a connection that it met is out of step, and must not go to the
+            # next caller. For clients that were given to us; ours know it themselves.
+            self._drop_idle_connections()
+            raise
+
+    def _drop_idle_connections(self) -> None:
+        alone = getattr(self._client, "connection", None)
+        if alone is not None:
+            alone.disconnect()
+        pool: Any = getattr(self._client, "connection_pool", None)
+        if hasattr(pool, "disconnect"):
+            pool.disconnect(inuse_connections=False)
 
     def _ask_no_more_than_once(self, ask: Ask) -> List[Any]:
         """What must not be said twice, to a client that would say it again by itself."""
@@ -470,19 +488,64 @@ def _with_patience(options: Dict[str, Any], given: Iterable[str]) -> Dict[str, A
 
 
 @lru_cache(maxsize=None)
-def _connecting_between_forks(kind: Any) -> Any:
-    """A class of connections that look up their server's address while nobody forks.
+def _steady(kind: Any) -> Any:
+    """A class of connections that neither a fork nor a signal's handler brings out of step.
 
-    A child that was forked while another thread did so could hang in its own look-up for ever:
-    glibc's ``getaddrinfo`` leaves a lock behind (4 of 500 forks beside threads that did nothing
-    else, glibc 2.36).
+    *Forks.* It looks up its server's address while nobody forks. A child that was forked while
+    another thread did so could hang in its own look-up for ever: glibc's ``getaddrinfo`` leaves a
+    lock behind (4 of 500 forks beside threads that did nothing else, glibc 2.36).
+
+    *Signals.* It counts what it was asked and has not answered, on the safe side. Where a handler
+    raises between a command and its reply redis-py puts the connection back into the pool, and the
+    next caller may get that reply: another key's value. The pool asks each connection before it
+    hands it out whether there is something to be read, and opens one anew where that raises.
     """
+    from redis.exceptions import ConnectionError as NotConnectedError
+    from redis.exceptions import ResponseError
 
     def connect(self: Any) -> Any:
         with forking.undivided():
             return kind._connect(self)
 
-    return type(kind.__name__, (kind,), {"_connect": connect, "__doc__": kind.__doc__})
+    def send_command(self: Any, *args: Any, **options: Any) -> Any:
+        self.owed += 1
+        return kind.send_command(self, *_without_numbers(args), **options)
+
+    def pack_commands(self: Any, commands: Iterable[Any]) -> Any:
+        commands = [_without_numbers(args) for args in commands]
+        self.owed += len(commands)
+        return kind.pack_commands(self, commands)
+
+    def read_response(self: Any, *args: Any, **options: Any) -> Any:
+        try:
+            reply = kind.read_response(self, *args, **options)
+        except ResponseError:  # a reply as well
+            self.owed -= 1
+            raise
+        self.owed -= 1
+        return reply
+
+    def can_read(self: Any, *args: Any, **options: Any) -> Any:
+        if self.owed:
+            raise NotConnectedError("A reply was not read: it is another command's.")
+        return kind.can_read(self, *args, **options)
+
+    def disconnect(self: Any, *args: Any) -> None:
+        kind.disconnect(self, *args)
+        self.owed = 0
+
+    ours = (connect, send_command, pack_commands, read_response, can_read, disconnect)
+    methods = {each.__name__: each for each in ours}
+    methods["_connect"] = methods.pop("connect")
+    return type(kind.__name__, (kind,), {**methods, "owed": 0, "__doc__": kind.__doc__})
+
+
+def _without_numbers(args: Sequence[Any]) -> Sequence[Any]:
+    """The words of a command, numbers as bytes.
+
+    hiredis 3.5 ends the process where a signal's handler raises while it writes a number.
+    """
+    return [b"%d" % word if word.__class__ is int else word for word in args]
 
 
 def refuse_decoding(client: Any) -> None:
