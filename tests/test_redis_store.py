@@ -399,10 +399,15 @@ def test_something_that_never_answers() -> None:
     """What accepts and never answers costs about a second an operation, not more."""
     with _something_else(None) as port, RedisKVStore(port=port) as store:
         for call in (lambda: store.get("key"), lambda: store.set("key", 1)):
-            began = time.monotonic()
-            with pytest.raises(StoreUnavailableError, match="can't be reached"):
-                call()
-            assert 0.5 < time.monotonic() - began < 2.5
+            took = []
+            for _ in range(3):
+                began = time.monotonic()
+                with pytest.raises(StoreUnavailableError, match="can't be reached"):
+                    call()
+                took.append(time.monotonic() - began)
+                if took[-1] < 2.5:
+                    break  # the machine may stand still for a moment, but not three times
+            assert 0.5 < min(took) < 2.5
 
 
 @server_test
