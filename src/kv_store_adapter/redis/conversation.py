@@ -322,7 +322,7 @@ def _too_long(data: bytes, key: str, namespace: Optional[str]) -> SerializationE
 
 
 def _scan(cursor: Any, glob: bytes) -> Tuple[Any, ...]:
-    return ("SCAN", cursor, "MATCH", glob, "COUNT", b"%d" % _SCAN_COUNT)
+    return ("SCAN", b"%d" % int(cursor), "MATCH", glob, "COUNT", b"%d" % _SCAN_COUNT)
 
 
 def _step(reply: Any, asked: Any) -> Tuple[Any, List[bytes]]:

@@ -512,7 +512,7 @@ def _steady(kind: Any) -> Any:
         return kind.send_command(self, *_without_numbers(args), **options)
 
     def pack_commands(self: Any, commands: Iterable[Any]) -> Any:
-        commands = [_without_numbers(args) for args in commands]
+        commands = list(commands)
         self.owed += len(commands)
         return kind.pack_commands(self, commands)
 
