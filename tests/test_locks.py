@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import subprocess
@@ -68,6 +69,63 @@ def test_waiting_ends_when_the_lock_is_free(opener: Any) -> None:
         order.append("first")
     thread.join(30)
     assert order == ["first", "second"]
+
+
+def test_one_lock_object_is_for_one_at_a_time(opener: Any) -> None:
+    """Threads that share the object of a lock exclude each other, and it is not reentrant."""
+    lock = opener().lock("key", timeout=20)
+    inside: List[int] = []
+
+    def work(me: int) -> None:
+        for _ in range(5):
+            with lock:
+                inside.append(me)
+                time.sleep(0.001)  # a moment for others to come in
+                assert inside == [me]
+                inside.clear()
+
+    at_once(4, work)
+    again, other = opener().lock("key", timeout=0.05), opener()
+    with again:
+        with pytest.raises(LockTimeoutError):
+            again.__enter__()
+        with pytest.raises(LockTimeoutError):
+            other.lock("key", timeout=0.05).__enter__()
+
+
+def test_who_waits_gets_a_turn() -> None:
+    """A thread that takes a lock again and again starves nobody who waits for it."""
+    store, stop = MemoryKVStore(), threading.Event()
+
+    def hog() -> None:
+        while not stop.is_set():
+            with store.lock("key"):
+                time.sleep(0.001)
+
+    thread = threading.Thread(target=hog)
+    thread.start()
+    try:
+        for _ in range(5):
+            with store.lock("key", timeout=5):
+                pass
+    finally:
+        stop.set()
+        thread.join(30)
+    assert not _thread_locks
+
+
+def test_a_forgotten_lock_is_given_back(opener: Any) -> None:
+    """Who enters a lock by hand and drops its object has given it back."""
+    store, other = opener(), opener()
+    lock = store.lock("key", ttl=60)
+    lock.__enter__()
+    gc.collect()
+    with pytest.raises(LockTimeoutError):
+        other.lock("key", timeout=0.05).__enter__()
+    del lock
+    gc.collect()
+    with other.lock("key", timeout=20):
+        pass
 
 
 def test_a_lease_is_renewed_while_its_holder_lives(opener: Any, caplog: Any) -> None:

@@ -634,6 +634,35 @@ def test_a_cluster_means_the_same(cluster_server: Server) -> None:
     client.close()
 
 
+def test_our_connections_take_what_the_drivers_take() -> None:
+    """What redis-py passes to a connection of its own, it may pass to one of ours."""
+    ours = RedisKVStore()._client.connection_pool.connection_class
+    for name in ("send_command", "pack_commands", "read_response", "can_read", "disconnect"):
+        theirs = inspect.signature(getattr(redis.Connection, name)).parameters.values()
+        named = {one.name: None for one in theirs if one.kind is one.KEYWORD_ONLY}
+        plain = [None for one in theirs if one.kind is one.POSITIONAL_OR_KEYWORD]
+        inspect.signature(getattr(ours, name)).bind(*plain, **named)
+
+
+@server_test
+def test_a_pool_of_the_callers_serves_others_too(redis_server: Server) -> None:
+    """Stores that are given a pool leave its listeners alone, however many stores there are."""
+    pool = redis.ConnectionPool(port=redis_server.port, socket_timeout=20)
+    stores = [RedisKVStore(connection_pool=pool) for _ in range(3)]
+    assert len(pool.connection_class.__mro__) == len(redis.Connection.__mro__) + 1
+    raw = redis.Redis(connection_pool=pool)
+    listener = raw.pubsub()
+    listener.subscribe("news")
+    assert listener.get_message(timeout=20)["type"] == "subscribe"
+    raw.publish("news", "hi")
+    assert listener.get_message(timeout=20)["data"] == b"hi"
+    stores[0].set("a", 1)
+    assert [store.get("a") for store in stores] == [1, 1, 1]
+    listener.close()
+    raw.close()
+    pool.disconnect()
+
+
 AMONG_SIGNALS = """
     import redis
     from kv_store_adapter import RedisKVStore

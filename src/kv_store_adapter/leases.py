@@ -59,9 +59,9 @@ class Lease:
 _thread_locks: Dict[Tuple[int, Optional[str], str], object] = {}
 _waiting: Dict[Tuple[int, Optional[str], str], Deque[Any]] = {}
 
-# How long a waiting thread sleeps before it looks for itself, in seconds: who was told that the
-# lock is free may have been interrupted, and not have taken it.
-_LOOK_AGAIN = 0.1
+# How long a waiting thread sleeps before it looks for itself, in seconds, from and to: who was told
+# that the lock is free may have been interrupted, and not have taken it.
+_FIRST_LOOK, _LAST_LOOK = 0.1, 1.0
 
 
 def _forget_thread_locks() -> None:
@@ -82,48 +82,76 @@ class ThreadLease(Lease):
     def __init__(self, store: object, key: str, namespace: Optional[str]) -> None:
         self._store = store  # held on to, so that its id stays its own
         self._place = (id(store), namespace, key)
-        self._token = object()
-        self._held, self._waiters = _thread_locks, _waiting
+        # What tried to get the lock for this lease, one for each attempt: it is not reentrant.
+        self._mine: Set[Any] = set()
+        self._held, self._waiting = _thread_locks, _waiting
 
     def acquire(self, wait: float) -> bool:
-        """Wait for the lock for up to `wait` seconds."""
-        token, place = self._token, self._place
-        if self._held.setdefault(place, token) is token:
-            return True
-        if wait <= 0:
-            return False
-        deadline = time.monotonic() + wait
-        waiters = self._waiters.setdefault(place, deque())
+        """Wait for the lock for up to `wait` seconds, in line with other threads."""
         gate = threading.Lock()
+        self._mine.add(gate)  # first: so that it is known whose the lock is that it gets
+        at_once = wait <= 0 or not self._waiting.get(self._place)
+        if at_once and self._held.setdefault(self._place, gate) is gate:
+            return True
+        if wait > 0 and self._wait_in_line(gate, time.monotonic() + wait):
+            return True
+        self._mine.discard(gate)
+        return False
+
+    def _wait_in_line(self, gate: Any, deadline: float) -> bool:
         gate.acquire()
+        line = self._waiting.setdefault(self._place, deque())
+        told, nap = True, _FIRST_LOOK
         try:
-            waiters.append(gate)
-            while self._held.setdefault(place, token) is not token:
+            line.append(gate)
+            while True:
+                # In turn; who was told nothing for long does not rely on those before it.
+                my_turn = not told or _is_first(gate, line)
+                if my_turn and self._held.setdefault(self._place, gate) is gate:
+                    while gate in line and not _is_first(gate, line):
+                        line.popleft()  # interrupted and gone, or slow: then it looks for itself
+                    return True
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False
-                if gate.acquire(timeout=min(left, _LOOK_AGAIN)):
-                    waiters.append(gate)  # who opened it took it out
-            return True
+                told = gate.acquire(timeout=min(left, nap))
+                nap = min(nap * 2, _LAST_LOOK)
         finally:
             with contextlib.suppress(ValueError):
-                waiters.remove(gate)
-            if not waiters and self._waiters.get(place) is waiters:
-                self._waiters.pop(place, None)
+                line.remove(gate)
+            if not line and self._waiting.get(self._place) is line:
+                self._waiting.pop(self._place, None)
+                if line:  # somebody joined at this very moment
+                    self._waiting.setdefault(self._place, line)
+            if self._place not in self._held:
+                self._call_the_next()
 
     def release(self) -> bool:
         """Let the next one in."""
-        if self._held.get(self._place) is not self._token:
+        gate = self._held.get(self._place)
+        if gate not in self._mine:
             return False  # the child of a fork, or given back before
         del self._held[self._place]
-        waiters = self._waiters.get(self._place)
-        if waiters:
-            with contextlib.suppress(IndexError):
-                waiters.popleft().release()
+        self._mine.discard(gate)
+        self._call_the_next()
         return True
+
+    def _call_the_next(self) -> None:
+        line = self._waiting.get(self._place)
+        if line:
+            # Gone meanwhile, or called already.
+            with contextlib.suppress(IndexError, RuntimeError):
+                line[0].release()
 
     def __del__(self) -> None:
         self.release()
+
+
+def _is_first(gate: Any, line: Deque[Any]) -> bool:
+    try:
+        return line[0] is gate
+    except IndexError:
+        return True
 
 
 # Seconds without any lease after which the thread that renews them ends.
@@ -285,12 +313,14 @@ class Held:
     def _abandon(self) -> None:
         """Give back what was interrupted, in whatever state it is. If that fails its lease ends."""
         self.watched = False
-        with contextlib.suppress(KVStoreError):
+        # Whatever a backend raises: what interrupted is on its way to the caller.
+        with contextlib.suppress(Exception):
             self.lease.release()
             self.lease.over = True
 
     def _entered(self) -> None:
         self._pid = os.getpid()
+        self.lost = self.lease.over = False  # it may be its second time
         if self.lease.ttl_ms:
             self.watched = True
             _Keeper.watch(self)

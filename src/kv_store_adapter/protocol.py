@@ -313,7 +313,8 @@ class KVStoreProtocol(ABC):
 
         As wide as the backend reaches: the threads of this process for memory (and for backends
         that bring nothing of their own), all processes on the folder for disk, everybody on the
-        server for Redis. Not reentrant. Locks are apart from entries of the same key.
+        server for Redis. Not reentrant. Locks are apart from entries of the same key. A lock whose
+        object is forgotten is given back: who enters by hand keeps the object.
 
         Args:
             key: What to lock; any key, stored or not.

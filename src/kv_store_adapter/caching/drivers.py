@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
@@ -94,6 +95,9 @@ class PlainDriver:
 
         self._flow.board.when_landed(flight, tell)
         gate.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
+        if not flight.landed:
+            with contextlib.suppress(ValueError):
+                flight.callbacks.remove(tell)
         return flight.landed
 
     def lock(self, key: str, patience: float) -> Any:

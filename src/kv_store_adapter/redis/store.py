@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from functools import lru_cache, partial
 from typing import (
@@ -212,8 +213,10 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
         client = self._make()
         pool: Any = getattr(client, "connection_pool", None)
         kind = getattr(pool, "connection_class", None)
-        if hasattr(kind, "_connect"):
-            pool.connection_class = _steady(kind)
+        if hasattr(kind, "_connect") and not hasattr(kind, "steady"):
+            # In a pool of the caller's there may be others that listen, who are owed nothing.
+            counts = "connection_pool" not in (self._options or {})
+            pool.connection_class = _steady(kind, counts)
         return client
 
     def __repr__(self) -> str:
@@ -289,11 +292,12 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
             raise
 
     def _drop_idle_connections(self) -> None:
-        alone = getattr(self._client, "connection", None)
-        if alone is not None:
+        # As far as the driver's version can; another error must not take the place of the first.
+        alone: Any = getattr(self._client, "connection", None)
+        with contextlib.suppress(Exception):
             alone.disconnect()
         pool: Any = getattr(self._client, "connection_pool", None)
-        if hasattr(pool, "disconnect"):
+        with contextlib.suppress(Exception):
             pool.disconnect(inuse_connections=False)
 
     def _ask_no_more_than_once(self, ask: Ask) -> List[Any]:
@@ -488,7 +492,7 @@ def _with_patience(options: Dict[str, Any], given: Iterable[str]) -> Dict[str, A
 
 
 @lru_cache(maxsize=None)
-def _steady(kind: Any) -> Any:
+def _steady(kind: Any, counts: bool) -> Any:
     """A class of connections that neither a fork nor a signal's handler brings out of step.
 
     *Forks.* It looks up its server's address while nobody forks. A child that was forked while
@@ -520,9 +524,10 @@ def _steady(kind: Any) -> Any:
         try:
             reply = kind.read_response(self, *args, **options)
         except ResponseError:  # a reply as well
-            self.owed -= 1
+            self.owed = max(0, self.owed - 1)
             raise
-        self.owed -= 1
+        # Where a command connects anew by itself its reply is one that was not counted.
+        self.owed = max(0, self.owed - 1)
         return reply
 
     def can_read(self: Any, *args: Any, **options: Any) -> Any:
@@ -530,14 +535,14 @@ def _steady(kind: Any) -> Any:
             raise NotConnectedError("A reply was not read: it is another command's.")
         return kind.can_read(self, *args, **options)
 
-    def disconnect(self: Any, *args: Any) -> None:
-        kind.disconnect(self, *args)
+    def disconnect(self: Any, *args: Any, **options: Any) -> None:
+        kind.disconnect(self, *args, **options)
         self.owed = 0
 
-    ours = (connect, send_command, pack_commands, read_response, can_read, disconnect)
-    methods = {each.__name__: each for each in ours}
-    methods["_connect"] = methods.pop("connect")
-    return type(kind.__name__, (kind,), {**methods, "owed": 0, "__doc__": kind.__doc__})
+    ours = (send_command, pack_commands, read_response, can_read, disconnect) if counts else ()
+    members: Dict[str, Any] = {each.__name__: each for each in ours}
+    members.update(_connect=connect, owed=0, steady=True, __doc__=kind.__doc__)
+    return type(kind.__name__, (kind,), members)
 
 
 def _without_numbers(args: Sequence[Any]) -> Sequence[Any]:
