@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -851,6 +852,10 @@ AMONG_SIGNALS = """
 
 
 @needs_timers
+@pytest.mark.skipif(
+    sys.version_info < (3, 9),
+    reason="CPython 3.8 itself may crash where a handler raises as a generator returns",
+)
 @pytest.mark.parametrize("where", ["memory", "disk"])
 @pytest.mark.parametrize("options", [{}, {"lock": "store"}], ids=["", "lock"])
 def test_a_signal_at_any_moment_hangs_nobody(
