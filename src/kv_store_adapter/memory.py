@@ -97,6 +97,8 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         self._plain = self._policy is None and self._codec is None
         self._expiry = Expiry()
         self._usual_ttl: Optional[TTL] = None
+        # Most look-ups are in the default namespace, so its table is held on to, like a reader's.
+        self._find: Callable[[str], Any] = self._bind(None).get
         forking.register(self)
 
     def __repr__(self) -> str:
@@ -124,7 +126,10 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         """
         if key.__class__ is str and (namespace is None or namespace.__class__ is str):
             try:
-                entry = self._tables[namespace].get(key)
+                if namespace is None:
+                    entry = self._find(key)
+                else:
+                    entry = self._tables[namespace].get(key)
             except (KeyError, TypeError):
                 pass  # an empty namespace, or none that could be one
             else:
@@ -430,6 +435,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         """Let go of all entries. Everything after this raises `StoreClosedError`."""
         with self._lock:
             tables, self._tables = self._tables, _Closed()
+            self._find = self._tables.get  # raises
             self._expiry = Expiry()
             if self._policy is not None:
                 self._policy = S3FIFO(self._policy.maxsize)

@@ -9,6 +9,7 @@ import gc
 import inspect
 import pickle
 import sys
+import types
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, List, Optional, get_type_hints
@@ -24,7 +25,7 @@ from kv_store_adapter import (
     cached,
     caching_disabled,
 )
-from kv_store_adapter.caching import decorator
+from kv_store_adapter.caching import CachedFunction, decorator
 
 _module_store = MemoryKVStore()
 
@@ -182,6 +183,29 @@ def test_pickles_by_name() -> None:
     bound = pickle.loads(pickle.dumps(Model("ab").scaled))
     assert bound(2) == "abab"
     assert pickle.loads(pickle.dumps(Model.scaled)) is Model.__dict__["scaled"]
+
+
+def test_a_function_stays_one() -> None:
+    """What is decorated outside of a class is a function still, with the handles on it."""
+    assert type(at_module_level) is types.FunctionType
+    at_module_level.cache_clear()
+    assert at_module_level(4) == at_module_level(4) == at_module_level.peek(4) == 8
+    assert at_module_level.cache_info()[:2] == (1, 1)
+    assert at_module_level.cache_key(4) == "(number=4,factor=2)"
+    assert at_module_level.bypass(5) == at_module_level.refresh(5) == 10
+    assert at_module_level.invalidate(5) is True
+    assert at_module_level.cache_parameters()["typed"] is True
+    assert isinstance(at_module_level, CachedFunction)
+    assert isinstance(Model("a").scaled, CachedFunction) is False
+    assert isinstance(Model.scaled, CachedFunction)
+    around = functools.wraps(at_module_level)(lambda number: number)
+    assert not isinstance(around, CachedFunction)
+    assert not isinstance(at_module_level.__wrapped__, CachedFunction)
+    named = cached(MemoryKVStore(), namespace="here")(at_module_level.__wrapped__)
+    assert named(3) == 6
+    # A second one of that name can't be found by it, and is not taken for the first.
+    with pytest.raises(pickle.PicklingError, match="at_module_level"):
+        pickle.dumps(named)
 
 
 def test_methods_of_every_kind_pickle_by_name() -> None:

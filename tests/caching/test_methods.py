@@ -181,3 +181,21 @@ def test_handles_on_bound_methods(store: KVStoreProtocol) -> None:
     Account.balance.cache_clear()
     with pytest.raises(KeyError):
         bob.balance.peek()
+
+
+def test_a_function_with_self_becomes_a_method(store: KVStoreProtocol) -> None:
+    """Decorated outside of the class, its handles know the instance all the same."""
+
+    def balance(self: Any, year: int = 2020) -> List[Any]:
+        return [self.owner, year]
+
+    @dataclass
+    class Account:
+        owner: str
+
+    Account.balance = cached(store)(balance)  # type: ignore[attr-defined]
+    ann, bob = Account("ann"), Account("bob")
+    handles: Any = ann
+    assert handles.balance(1) == handles.balance.peek(1) == ["ann", 1]
+    assert bob.balance.invalidate(1) is False  # type: ignore[attr-defined]
+    assert handles.balance.invalidate(1) is True

@@ -35,18 +35,21 @@ class _Count:
     """A counter that threads share without a lock, and without losing a count.
 
     ``next()`` of `itertools.count` is one step of the interpreter; ``n += 1`` is several.
+
+    Attributes:
+        count: What is counted with, for those whom the call of `add` takes too long.
     """
 
-    __slots__ = ("_count", "_start", "add")
+    __slots__ = ("_start", "add", "count")
 
     def __init__(self) -> None:
-        self._count = itertools.count()
+        self.count = itertools.count()
         self._start = 0
-        self.add: Callable[[], int] = self._count.__next__
+        self.add: Callable[[], int] = self.count.__next__
 
     def _total(self) -> int:
         # Its repr, "count(12)", is the only way to look without counting.
-        return int(repr(self._count)[6:-1])
+        return int(repr(self.count)[6:-1])
 
     def value(self) -> int:
         return self._total() - self._start
