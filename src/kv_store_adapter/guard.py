@@ -1,7 +1,8 @@
-"""A lock for a few steps that neither a signal's handler that raises nor a fork leaves locked."""
+"""What a signal's handler that raises does not break: a lock for a few steps, a thread's start."""
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import threading
@@ -10,7 +11,7 @@ from typing import Any, Callable, TypeVar
 
 from . import forking
 
-__all__ = ["Guard", "let_go"]
+__all__ = ["Guard", "let_go", "start"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -19,6 +20,18 @@ def let_go(lock: Any) -> None:
     """Release a lock that an exception may have met just before it was taken, or just after."""
     with contextlib.suppress(RuntimeError):
         lock.release()
+
+
+def start(function: Callable[[], None]) -> None:
+    """Run `function` in a thread that nobody waits for, not even the end of the process.
+
+    `threading.Thread` waits until its thread runs. A handler that raises meanwhile may leave it
+    with an error of its own ("release unlocked lock"), in place of what the handler raised.
+
+    Raises:
+        RuntimeError: The system has no more threads, or the interpreter ends.
+    """
+    _thread.start_new_thread(function, ())
 
 
 class Guard:

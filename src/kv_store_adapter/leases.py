@@ -20,6 +20,7 @@ from typing import Any, Awaitable, Callable, Deque, Dict, List, Optional, Set, T
 
 from . import forking
 from .exceptions import KVStoreError, LockTimeoutError, where
+from .guard import start
 
 __all__ = ["AsyncHeld", "Held", "Lease", "ThreadLease", "held"]
 
@@ -196,9 +197,7 @@ class _Keeper:
             keeper = _keepers.get(group)
             if keeper is None:
                 keeper = _Keeper(group)
-                threading.Thread(
-                    target=keeper._run, name="kv-store-adapter-leases", daemon=True
-                ).start()
+                start(keeper._run)
                 # Of two that are made at once, one finds nothing to do and ends.
                 keeper = _keepers.setdefault(group, keeper)
             # Once it is forgotten it comes through the queue again.

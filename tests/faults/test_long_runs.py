@@ -210,14 +210,14 @@ def test_locks_of_stores_that_come_and_go(
 ) -> None:
     """Stores that are locked and closed leave neither a thread each nor a trace of themselves."""
     monkeypatch.setattr(leases, "_IDLE", 0.2)
-    before, kept = threading.active_count(), len(leases._keepers)
+    before, kept = threads(), len(leases._keepers)
     for _ in range(rounds(30, 200)):
         for store in (DiskKVStore(tmp_path / "store"), RedisKVStore(port=redis_server.port)):
             with store, store.lock("key"):
                 pass
             count("stores opened and closed")
     gc.collect()
-    wait_for(lambda: threading.active_count() <= before + 1)
+    wait_for(lambda: threads() <= before)
     assert len(leases._keepers) <= kept + 1
 
 

@@ -110,9 +110,9 @@ else:
         def __instancecheck__(cls, instance: Any) -> bool:
             if type(instance) is not types.FunctionType:
                 return super().__instancecheck__(instance)
-            proxy = getattr(getattr(instance, "cache_info", None), "__self__", None)
+            cached = getattr(instance, "_self_cached", None)
             # What copied the attributes of one, as functools.wraps does, is not it.
-            return type(proxy) is cls and proxy._self_call is instance
+            return cached is not None and cls is CachedFunction and cached.call is instance
 
     class CachedFunction(_Handles, metaclass=_IsCached):
         """A function whose results are remembered. Made by `cached`."""
@@ -192,6 +192,7 @@ class _Cached:
     def __init__(self, flow: Flow, kind: str, is_async: bool, parameters: Dict[str, Any]) -> None:
         self.flow = flow
         self.kind = kind
+        self.call: Any = None
         self.parameters = parameters
         self.driver: Any = AsyncDriver(flow) if is_async else PlainDriver(flow)
 
@@ -229,13 +230,14 @@ _HANDLES = (
 def decorate(flow: Flow, kind: str, is_async: bool, parameters: Dict[str, Any]) -> Any:
     """The decorated function."""
     cached = _Cached(flow, kind, is_async, parameters)
-    call = _compile(cached, is_async)
+    cached.call = call = _compile(cached, is_async)
     functools.update_wrapper(call, flow.function)
-    proxy = CachedFunction(call, cached, ())  # type: ignore[call-arg]  # the stub says nothing of it
+    # The stub says nothing of its arguments.
+    proxy: Any = CachedFunction(call, cached, ())  # type: ignore[call-arg]
     if kind != "function" or _may_be_a_method(flow):
         return proxy
     # Nothing in front of the code: the proxy costs a fifth of a hit, a third with keywords.
-    for name in _HANDLES:
+    for name in ("_self_cached", *_HANDLES):
         setattr(call, name, getattr(proxy, name))
     return call
 

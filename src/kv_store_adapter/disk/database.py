@@ -16,6 +16,7 @@ from typing import Any, Callable, Deque, List, Optional, Sequence, Tuple, TypeVa
 
 from .. import forking
 from ..exceptions import StoreClosedError, StoreUnavailableError
+from ..guard import let_go, start
 from .folder import RESERVE, SPARE
 
 __all__ = ["Database", "is_busy", "is_full"]
@@ -28,9 +29,12 @@ Row = Tuple[Any, ...]
 _FIRST_NAP, _LONGEST_NAP = 0.0002, 0.005
 
 # The pages that a connection remembers, in KiB: the pool's first, which is used most, because the
-# last given back is the first taken; and those beside it. SQLite's 2,000 are less than a few
+# last given back is the first taken; those beside it; and one that only moves them. SQLite's 2,000 are less than a few
 # thousand entries of 1 KiB, and then every get reads from the file again.
-_FIRST_PAGES, _MORE_PAGES = 32_000, 8_000
+_FIRST_PAGES, _MORE_PAGES, _NO_PAGES = 32_000, 8_000, 100
+
+# After about so many pages that this process wrote to the log, a thread moves them into the database.
+_MOVED_AT = 1000
 
 # How long a thread that waits for a connection sleeps before it counts again, in seconds.
 _LOOK_AGAIN = 0.1
@@ -82,6 +86,10 @@ class Database(forking.Forkable):
         Writers of one process queue at a lock, which is fairer and faster than SQLite's polling.
         A connection is passed around as its one cursor: making one anew costs an eighth of a get.
 
+        *The log.* What is written comes into SQLite's log first. A thread moves it into the database
+        (a checkpoint) while others go on writing; it starts when there is something to move, and
+        ends when that is done. Where it falls behind, SQLite does it within a write.
+
         *Signals.* A handler may raise anywhere, also between taking something and the `try` that
         gives it back. The pool holds what is out weakly: a connection that is lost so is closed
         by the garbage collector, and its place is free.
@@ -117,6 +125,9 @@ class Database(forking.Forkable):
         self._mutex = threading.RLock()
         self._changed = threading.Condition(self._mutex)
         self._turn = _Turn(self.path, self.timeout)
+        self._unmoved = 0
+        # Held by the thread that moves the log.
+        self._moving = threading.Lock()
 
     # ------------------------------------------------------------------ what the store calls
 
@@ -174,8 +185,11 @@ class Database(forking.Forkable):
         """Run `work` on a connection, again while another process is in the way."""
         return self._run(work, "read")
 
-    def write(self, sql: str, parameters: Sequence[Any] = ()) -> Tuple[int, int]:
-        """Run one writing statement: how many rows it changed, and how many with its triggers."""
+    def write(self, sql: str, parameters: Sequence[Any] = (), size: int = 0) -> Tuple[int, int]:
+        """Run one writing statement: how many rows it changed, and how many with its triggers.
+
+        `size` is how many bytes of values it writes, about.
+        """
         turn = self._turn
         try:
             try:
@@ -187,6 +201,7 @@ class Database(forking.Forkable):
                     connection = cursor.connection
                     before = connection.total_changes
                     rows = cursor.execute(sql, parameters).rowcount
+                    self._wrote(rows, size)
                     return rows, connection.total_changes - before
                 except (sqlite3.Error, UnicodeDecodeError, OverflowError):
                     pass  # nothing was done, so it is done again where there is patience
@@ -199,6 +214,7 @@ class Database(forking.Forkable):
                 def work(connection: sqlite3.Connection) -> Tuple[int, int]:
                     before = connection.total_changes
                     rows = connection.execute(sql, parameters).rowcount
+                    self._wrote(rows, size)
                     return rows, connection.total_changes - before
 
                 return self._run(work, "written")
@@ -211,15 +227,20 @@ class Database(forking.Forkable):
             turn.is_over()
             raise
 
-    def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` as one transaction that writes; all of it happens, or nothing."""
+    def transaction(self, work: Callable[[sqlite3.Connection], T], size: int = 0) -> T:
+        """Run `work` as one transaction that writes; all of it happens, or nothing.
+
+        `size` is how many bytes of values it writes, about.
+        """
 
         def whole(connection: sqlite3.Connection) -> T:
+            before = connection.total_changes
             # IMMEDIATE: the only wait is here, before anything was done.
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 result = work(connection)
                 connection.execute("COMMIT")
+                self._wrote(connection.total_changes - before, size)
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
@@ -240,6 +261,7 @@ class Database(forking.Forkable):
 
     def rest(self) -> None:
         """Close what is idle; the next operation opens anew."""
+        self._await_move()
         self._close_idle()
 
     def close(self) -> None:
@@ -248,6 +270,53 @@ class Database(forking.Forkable):
             self._closed = True
             self._changed.notify_all()
         self._close_idle()
+        self._await_move()
+
+    # ------------------------------------------------------------------ the log
+
+    def _wrote(self, rows: int, size: int) -> None:
+        """Count about how many pages went into the log; enough of them are moved on."""
+        # An entry is on two pages, its own and its key's, and the trees above them change.
+        self._unmoved += 3 + rows + size // 4096
+        if self._unmoved >= _MOVED_AT:
+            self._unmoved = 0
+            if not self._moving.locked():
+                # Where no thread is to be had SQLite does it itself, when the log has grown.
+                with contextlib.suppress(RuntimeError):
+                    start(self._move)
+
+    def _move(self) -> None:
+        """What the thread does."""
+        moving = self._moving
+        if moving.acquire(blocking=False):
+            try:
+                # Whatever it is: nobody waits for it, and those who write will see it, too.
+                with contextlib.suppress(Exception):
+                    self._checkpoint()
+            finally:
+                let_go(moving)
+
+    def _checkpoint(self) -> None:
+        place = _Place()
+        with self._mutex:
+            if self._closed or self._forking:
+                return
+            self._open.add(place)
+        # One of its own: those of the pool are in use, or remember pages for those who read.
+        cursor = self._opened(place, _NO_PAGES)
+        try:
+            cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        finally:
+            self._drop(cursor)
+
+    def _await_move(self) -> None:
+        moving = self._moving
+        try:
+            if moving.acquire(timeout=self.timeout):
+                moving.release()
+        except BaseException:
+            let_go(moving)
+            raise
 
     # ------------------------------------------------------------------ waiting, bounded
 
@@ -335,6 +404,10 @@ class Database(forking.Forkable):
                     self._changed.wait(min(left, _LOOK_AGAIN))
             finally:
                 self._waiting -= 1
+        return self._opened(place, pages)
+
+    def _opened(self, place: _Place, pages: int) -> sqlite3.Cursor:
+        """A new connection, in the place that is kept for it."""
         try:
             cursor = self._connect(pages).cursor()
             self._open.add(cursor)

@@ -34,8 +34,11 @@ def free_bytes(path: str) -> int:
 
 
 def checkpoint_pages(path: str) -> int:
-    """How many pages the log of writes may grow to: SQLite's 1,000, or less on a small disk."""
-    return 1000 if free_bytes(path) > _SMALL else 64
+    """How many pages the log of writes may grow to before SQLite moves it within a write.
+
+    Usually a thread has moved most of it by then (see `Database`).
+    """
+    return 2000 if free_bytes(path) > _SMALL else 64
 
 
 def most_pages() -> int:
