@@ -36,7 +36,7 @@ from kv_store_adapter import (
     StoreFormatError,
     StoreUnavailableError,
 )
-from kv_store_adapter.disk import database, schema
+from kv_store_adapter.disk import database, schema, space
 from kv_store_adapter.disk.database import Database
 from kv_store_adapter.disk.store import SPILL_THRESHOLD
 from kv_store_adapter.testing.samples import at_once
@@ -988,6 +988,13 @@ def test_connections_are_bounded_and_closed(path: Path) -> None:
         assert len(again.keys()) == 100
 
 
+@pytest.fixture
+def much_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that counts as large, whatever it is."""
+    monkeypatch.setattr(space, "_SMALL", 0)
+
+
+@pytest.mark.usefixtures("much_room")
 def test_the_log_moves_beside_the_writers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written is moved into the database by a thread, and SQLite need not do it."""
     monkeypatch.setattr(schema, "checkpoint_pages", lambda path: 0)  # SQLite never does by itself
@@ -1012,6 +1019,7 @@ def test_the_log_moves_beside_the_writers(path: Path, monkeypatch: pytest.Monkey
         assert store.check() == []
 
 
+@pytest.mark.usefixtures("much_room")
 def test_close_waits_until_the_log_is_moved(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After close() no thread has a connection: the folder can be removed at once."""
     monkeypatch.setattr(database, "_MOVED_AT", 10)
@@ -1037,6 +1045,7 @@ def test_close_waits_until_the_log_is_moved(path: Path, monkeypatch: pytest.Monk
     assert len(pool._open) == 0
 
 
+@pytest.mark.usefixtures("much_room")
 @pytest.mark.parametrize("trouble", ["no thread", "no connection", "a broken one"])
 def test_a_log_that_can_t_be_moved_costs_no_write(
     path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str

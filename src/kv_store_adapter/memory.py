@@ -126,10 +126,8 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         """
         if key.__class__ is str and (namespace is None or namespace.__class__ is str):
             try:
-                if namespace is None:
-                    entry = self._find(key)
-                else:
-                    entry = self._tables[namespace].get(key)
+                find = self._find if namespace is None else self._tables[namespace].get
+                entry = find(key)
             except (KeyError, TypeError):
                 pass  # an empty namespace, or none that could be one
             else:

@@ -217,8 +217,8 @@ def test_locks_of_stores_that_come_and_go(
                 pass
             count("stores opened and closed")
     gc.collect()
+    wait_for(lambda: len(leases._keepers) <= kept + 1)
     wait_for(lambda: threads() <= before)
-    assert len(leases._keepers) <= kept + 1
 
 
 FEW_DESCRIPTORS = """

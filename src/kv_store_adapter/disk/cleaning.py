@@ -8,8 +8,9 @@ from typing import Any, Callable, Optional, Sequence, Tuple, TypeVar
 
 from ..exceptions import StoreClosedError, StoreUnavailableError
 from .clock import time_ms
-from .database import Database, is_full
+from .database import Database
 from .folder import Folder
+from .pool import is_full
 from .space import Reserve
 from .statements import DUE
 

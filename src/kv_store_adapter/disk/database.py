@@ -1,64 +1,31 @@
-"""Connections to one SQLite database: a bounded pool, bounded waiting, one seam for errors."""
+"""One SQLite database: reading, writing, and waiting for others who do, within bounds."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import sqlite3
 import threading
 import time
-import weakref
-from collections import deque
 from functools import lru_cache
-from typing import Any, Callable, Deque, List, Optional, Sequence, Tuple, TypeVar
+from typing import Any, Callable, List, Optional, Sequence, Tuple, TypeVar
 
-from .. import forking
-from ..exceptions import StoreClosedError, StoreUnavailableError
+from ..exceptions import StoreUnavailableError
 from ..guard import let_go, start
-from .folder import RESERVE, SPARE
+from .pool import LONGEST_NAP, NO_PAGES, Place, Pool, garbled, is_busy
 
-__all__ = ["Database", "is_busy", "is_full"]
+__all__ = ["Database"]
 
 T = TypeVar("T")
 Row = Tuple[Any, ...]
 
-# How long to sleep while another process writes, in seconds: from, to. SQLite's own busy handler
+# How long to sleep at first while another process writes, in seconds. SQLite's own busy handler
 # starts at 1 ms and goes to 100: too coarse for writes of 15 microseconds.
-_FIRST_NAP, _LONGEST_NAP = 0.0002, 0.005
+_FIRST_NAP = 0.0002
 
-# The pages that a connection remembers, in KiB: the pool's first, which is used most, because the
-# last given back is the first taken; those beside it; and one that only moves them. SQLite's 2,000 are less than a few
-# thousand entries of 1 KiB, and then every get reads from the file again.
-_FIRST_PAGES, _MORE_PAGES, _NO_PAGES = 32_000, 8_000, 100
-
-# After about so many pages that this process wrote to the log, a thread moves them into the database.
+# After about so many pages that this process wrote to the log a thread moves them on.
 _MOVED_AT = 1000
-
-# How long a thread that waits for a connection sleeps before it counts again, in seconds.
-_LOOK_AGAIN = 0.1
-
-# What came through a fork. It is never closed: that would act on the parent's files. Kept here, so
-# that the garbage collector does not close it either.
-_inherited: List[Any] = []
-
-
-class _Place:
-    """The place in the pool of a connection that is being opened."""
-
-
-def is_busy(error: sqlite3.Error) -> bool:
-    """Whether another connection was in the way, so that trying again makes sense."""
-    text = str(error)
-    return isinstance(error, sqlite3.OperationalError) and ("locked" in text or "busy" in text)
-
-
-def is_full(error: Optional[BaseException]) -> bool:
-    """Whether the disk was full, or the file as large as this process may make it."""
-    # "disk I/O error" is what SQLite says of the latter.
-    text = str(error)
-    return isinstance(error, sqlite3.OperationalError) and ("full" in text or "I/O" in text)
 
 
 @lru_cache(maxsize=None)
@@ -72,58 +39,26 @@ def _speaks_json() -> bool:
     return True
 
 
-class Database(forking.Forkable):
-    """A SQLite database, used from many threads and processes.
+class Database(Pool):
+    """A SQLite database, used from many threads and processes. Its connections are a `Pool`.
 
     Args:
-        path: The database file.
-        prepare: Called once with each new connection.
-        timeout: Seconds to wait for another process, or for a free connection, before giving up.
-        connections: How many connections this process opens at most.
+        moves_log: Whether a thread moves the log; otherwise SQLite does, as it is told to.
 
     Notes:
-        *Threads.* A connection serves one thread at a time; the last one used is used next.
-        Writers of one process queue at a lock, which is fairer and faster than SQLite's polling.
-        A connection is passed around as its one cursor: making one anew costs an eighth of a get.
+        *Writers* of one process queue at a lock, which is fairer and faster than SQLite's polling.
 
-        *The log.* What is written comes into SQLite's log first. A thread moves it into the database
-        (a checkpoint) while others go on writing; it starts when there is something to move, and
-        ends when that is done. Where it falls behind, SQLite does it within a write.
-
-        *Signals.* A handler may raise anywhere, also between taking something and the `try` that
-        gives it back. The pool holds what is out weakly: a connection that is lost so is closed
-        by the garbage collector, and its place is free.
-
-        *Forks.* Before a fork idle connections are closed and those in use awaited: SQLite's
-        bookkeeping of file locks must not be inherited. Whatever comes through is set aside.
+        *The log.* What is written comes into SQLite's log first. A thread moves it into the
+        database (a checkpoint) while others go on writing; it starts when there is something to
+        move, and ends when that is done. Where it falls behind, SQLite does it within a write.
     """
 
-    def __init__(
-        self,
-        path: str,
-        prepare: Callable[[sqlite3.Connection], None],
-        *,
-        timeout: float,
-        connections: int = 8,
-    ) -> None:
-        self.path = path
-        self.timeout = timeout
-        self._prepare = prepare
-        self._most = connections
-        self._closed = False
-        self._forking = False
-        self._new_state()
-        forking.register(self)
+    def __init__(self, *args: Any, moves_log: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._moves_log = moves_log
 
     def _new_state(self) -> None:
-        self._pid = os.getpid()
-        self._idle: Deque[sqlite3.Cursor] = deque()
-        self._open: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._in_use: List[Any] = []
-        self._waiting = 0
-        # Its own lock is entered in C, at once with the `with` that leaves it.
-        self._mutex = threading.RLock()
-        self._changed = threading.Condition(self._mutex)
+        super()._new_state()
         self._turn = _Turn(self.path, self.timeout)
         self._unmoved = 0
         # Held by the thread that moves the log.
@@ -166,7 +101,7 @@ class Database(forking.Forkable):
             if not is_busy(error):
                 raise self._broken(cursor, error) from error
         except UnicodeDecodeError as error:
-            damage = _garbled(error)
+            damage = garbled(error)
             raise self._broken(cursor, damage) from damage
         except BaseException:
             # A signal's, and the statement may stand between two rows.
@@ -278,7 +213,7 @@ class Database(forking.Forkable):
         """Count about how many pages went into the log; enough of them are moved on."""
         # An entry is on two pages, its own and its key's, and the trees above them change.
         self._unmoved += 3 + rows + size // 4096
-        if self._unmoved >= _MOVED_AT:
+        if self._unmoved >= _MOVED_AT and self._moves_log:
             self._unmoved = 0
             if not self._moving.locked():
                 # Where no thread is to be had SQLite does it itself, when the log has grown.
@@ -297,17 +232,33 @@ class Database(forking.Forkable):
                 let_go(moving)
 
     def _checkpoint(self) -> None:
-        place = _Place()
+        place = Place()
         with self._mutex:
             if self._closed or self._forking:
                 return
             self._open.add(place)
         # One of its own: those of the pool are in use, or remember pages for those who read.
-        cursor = self._opened(place, _NO_PAGES)
+        cursor = self._opened(place, NO_PAGES)
         try:
             cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         finally:
             self._drop(cursor)
+
+    def empty_log(self) -> None:
+        """Move all of the log into the database and cut it short, if there is room for that."""
+
+        def truncate(connection: sqlite3.Connection) -> None:
+            # Where it does not fit, what was freed serves the operation itself. Another process
+            # may be moving it just now.
+            with contextlib.suppress(sqlite3.Error):
+                for _ in range(20):
+                    row = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                    if not row[0]:
+                        return
+                    time.sleep(LONGEST_NAP)
+
+        self._await_move()
+        self.read(truncate)
 
     def _await_move(self) -> None:
         moving = self._moving
@@ -336,7 +287,7 @@ class Database(forking.Forkable):
                         f"{self.path} takes no value of that size ({error}). Nothing was changed."
                     ) from error
                 except UnicodeDecodeError as error:
-                    damage = _garbled(error)
+                    damage = garbled(error)
                     lost, cursor = cursor, None
                     raise self._broken(lost, damage) from damage
                 except sqlite3.Error as error:
@@ -349,7 +300,7 @@ class Database(forking.Forkable):
                         raise self._kept_busy(verb) from error
                 # At random, so that those who wait do not meet again at each look.
                 time.sleep(nap * (0.5 + random.random()))
-                nap = min(nap * 1.5, _LONGEST_NAP)
+                nap = min(nap * 1.5, LONGEST_NAP)
             raise AssertionError("unreachable: without a connection an error was raised")
         finally:
             # Also when a signal's handler raised while this thread slept.
@@ -362,198 +313,6 @@ class Database(forking.Forkable):
             f"{self.timeout:g} s that were allowed. Nothing was changed by this call. Look for a "
             "process that hangs while it writes, or raise timeout=."
         )
-
-    # ------------------------------------------------------------------ the pool
-
-    def _take(self) -> sqlite3.Cursor:
-        if self._pid != os.getpid():
-            # A fork that went past the hooks (os.fork called from C).
-            self._after_fork_in_child()
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._take_slowly()
-
-    def _take_slowly(self) -> sqlite3.Cursor:
-        deadline = time.monotonic() + self.timeout
-        place = _Place()
-        with self._mutex:
-            self._waiting += 1
-            try:
-                while True:
-                    if self._closed:
-                        raise StoreClosedError(
-                            f"The store on {self.path} is closed. Make a new one."
-                        )
-                    if not self._forking:
-                        try:
-                            return self._idle.pop()
-                        except IndexError:
-                            pass
-                        if len(self._open) < self._most:
-                            pages = _MORE_PAGES if self._open else _FIRST_PAGES
-                            self._open.add(place)
-                            break
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        raise StoreUnavailableError(
-                            f"All {self._most} connections to {self.path} were in use for the "
-                            f"whole {self.timeout:g} s that were allowed."
-                        )
-                    # In steps: nobody tells of a place that the garbage collector made free.
-                    self._changed.wait(min(left, _LOOK_AGAIN))
-            finally:
-                self._waiting -= 1
-        return self._opened(place, pages)
-
-    def _opened(self, place: _Place, pages: int) -> sqlite3.Cursor:
-        """A new connection, in the place that is kept for it."""
-        try:
-            cursor = self._connect(pages).cursor()
-            self._open.add(cursor)
-        finally:
-            self._leave(place)
-        return cursor
-
-    def _connect(self, pages: int) -> sqlite3.Connection:
-        connection = None
-        made_room = False
-        try:
-            # timeout=0: the waiting is done here, in finer steps. One thread at a time uses a
-            # connection, but not always the same one.
-            connection = sqlite3.connect(
-                self.path, timeout=0, isolation_level=None, check_same_thread=False
-            )
-            deadline = time.monotonic() + self.timeout
-            while True:
-                try:
-                    self._prepare(connection)
-                except sqlite3.OperationalError as error:
-                    # "unable to open" is what SQLite says where inodes are used up.
-                    if not made_room and (is_full(error) or "unable to open" in str(error)):
-                        made_room = True
-                        self._make_room()
-                        continue
-                    if not is_busy(error) or time.monotonic() > deadline:
-                        raise
-                    time.sleep(_LONGEST_NAP * random.random())  # others look at other times
-                else:
-                    connection.execute(f"PRAGMA cache_size=-{pages}")
-                    return connection
-        except BaseException as error:
-            if connection is not None:
-                connection.close()
-            if isinstance(error, UnicodeDecodeError):
-                error = _garbled(error)
-            if isinstance(error, sqlite3.Error):
-                raise self._unavailable(error) from error
-            raise
-
-    def _make_room(self) -> None:
-        # The files that SQLite needs besides the database find no room: the reserve's is theirs.
-        for name in (RESERVE, SPARE):
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(os.path.dirname(self.path), name))
-
-    def _give(self, cursor: sqlite3.Cursor) -> None:
-        connection = cursor.connection
-        if connection.in_transaction:
-            # An exception from outside (a signal's) came between BEGIN and its handler.
-            connection.rollback()
-        self._idle.append(cursor)
-        if self._waiting or self._closed:
-            self._wanted()
-
-    def _wanted(self) -> None:
-        """A connection came back that somebody waits for, or that is to be closed."""
-        with self._mutex:
-            self._changed.notify()
-        if self._closed:
-            self._close_idle()
-
-    def _close_idle(self) -> None:
-        while True:
-            try:
-                cursor = self._idle.pop()
-            except IndexError:
-                return
-            self._drop(cursor)
-
-    def _drop(self, cursor: sqlite3.Cursor) -> None:
-        """Close a connection that was taken."""
-        try:
-            cursor.connection.close()
-        finally:
-            self._leave(cursor)
-
-    def _leave(self, place: Any) -> None:
-        with self._mutex:
-            self._open.discard(place)
-            self._changed.notify_all()
-
-    def _broken(self, cursor: sqlite3.Cursor, error: sqlite3.Error) -> Exception:
-        """After an error that waiting does not heal: a new connection for the next one."""
-        self._drop(cursor)
-        return self._unavailable(error)
-
-    def damaged(self, what: str) -> StoreUnavailableError:
-        """What to raise for damage that SQLite did not notice."""
-        return self._unavailable(sqlite3.DatabaseError(f"the database is malformed: {what}"))
-
-    def _unavailable(self, error: sqlite3.Error) -> StoreUnavailableError:
-        text = str(error)
-        if "full" in text:
-            advice = "The disk is full; nothing was changed. Free some space."
-        elif "readonly" in text:
-            advice = "It is not writable. Look at the owner and the mode of the folder."
-        elif "malformed" in text or "not a database" in text:
-            advice = "The database is damaged: DiskKVStore.repair(path) keeps what can be read."
-        elif "unable to open" in text:
-            advice = "It can't be opened. Is the folder still there, and yours?"
-        else:
-            advice = "Look at the disk it is on."
-        return StoreUnavailableError(f"{self.path} failed: {text}. {advice}")
-
-    # ------------------------------------------------------------------ fork
-
-    def _before_fork(self) -> None:
-        deadline = time.monotonic() + 2.0
-        self._changed.acquire()
-        self._forking = True
-        while True:
-            while True:
-                try:
-                    # A reader may take the last one at this very moment.
-                    idle = self._idle.pop()
-                except IndexError:
-                    break
-                self._drop(idle)
-            left = deadline - time.monotonic()
-            # A thread that forks while it uses a connection itself would wait for ever: what is
-            # still out then is set aside in the child.
-            if not self._open or left <= 0:
-                # Held, because a child of CPython 3.8 drops the other threads' frames.
-                self._in_use = list(self._open)
-                return
-            self._waiting += 1
-            self._changed.wait(min(left, 0.05))
-            self._waiting -= 1
-
-    def _after_fork_in_parent(self) -> None:
-        self._forking = False
-        self._in_use = []
-        self._changed.notify_all()
-        self._changed.release()
-
-    def _after_fork_in_child(self) -> None:
-        _inherited.extend((*self._idle, *self._open, *self._in_use))
-        self._forking = False
-        self._new_state()
-
-
-def _garbled(error: UnicodeDecodeError) -> sqlite3.DatabaseError:
-    """What sqlite3 should have raised where its message quotes damaged text."""
-    return sqlite3.DatabaseError(f"the schema is malformed: {error}")
 
 
 class _Turn:

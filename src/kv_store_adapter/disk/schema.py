@@ -8,7 +8,8 @@ from functools import partial
 from typing import Callable, List
 
 from ..exceptions import StoreFormatError, StoreUnavailableError
-from .database import Database, is_busy
+from .database import Database
+from .pool import is_busy
 from .space import checkpoint_pages, most_pages
 
 __all__ = ["FORMAT", "make", "preparer", "set_up"]

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 import stat
 
 from .database import Database
 from .folder import RESERVE, SPARE
 
-__all__ = ["Reserve", "checkpoint_pages", "most_pages"]
+__all__ = ["Reserve", "checkpoint_pages", "is_roomy", "most_pages"]
 
 # Below so many bytes of free space, as seen when a connection opens, the disk counts as small.
 _SMALL = 256 << 20
@@ -33,12 +32,20 @@ def free_bytes(path: str) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
+def is_roomy(path: str) -> bool:
+    """Whether the log of writes may grow as is best for speed."""
+    return free_bytes(path) > _SMALL and not most_pages()
+
+
 def checkpoint_pages(path: str) -> int:
     """How many pages the log of writes may grow to before SQLite moves it within a write.
 
-    Usually a thread has moved most of it by then (see `Database`).
+    Where there is room a thread has moved most of it by then (see `Database`).
     """
-    return 2000 if free_bytes(path) > _SMALL else 64
+    if is_roomy(path):
+        return 2000
+    most = most_pages()
+    return min(64, max(1, most // 4)) if most else 64
 
 
 def most_pages() -> int:
@@ -95,13 +102,7 @@ class Reserve:
     def release(self) -> None:
         """Let go of the space, and move what was written into the database if it fits now."""
         self._let_go()
-
-        def checkpoint(connection: sqlite3.Connection) -> None:
-            # Where it does not fit, the freed space serves the operation itself.
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-        self._database.read(checkpoint)
+        self._database.empty_log()
 
     def _let_go(self) -> None:
         for path in (self._path, self._spare):

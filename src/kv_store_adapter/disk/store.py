@@ -35,6 +35,7 @@ from .clock import deadline, time_ms
 from .database import Database
 from .folder import Folder, checksum, damaged
 from .lease import DiskLease
+from .space import is_roomy
 from .statements import ALIVE, DELETE, EXPIRES, GET, GET_QUICKLY, IN_DUE, LIVE, NS, between
 from .writer import Writer
 
@@ -138,7 +139,10 @@ class DiskKVStore(KVStoreProtocol):
             raise ValueError("A path can't hold NUL.")
         self._folder = Folder(self._path, trust_root=trust_root, durable=durable)
         self._database = Database(
-            self._folder.database, schema.preparer(durable, self._path), timeout=timeout
+            self._folder.database,
+            schema.preparer(durable, self._path),
+            timeout=timeout,
+            moves_log=is_roomy(self._path),
         )
         schema.set_up(self._database, codec.name)
         self._cleaner = Cleaner(self._database, self._folder, size_limit)
