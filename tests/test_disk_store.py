@@ -36,7 +36,7 @@ from kv_store_adapter import (
     StoreFormatError,
     StoreUnavailableError,
 )
-from kv_store_adapter.disk import database, schema, space
+from kv_store_adapter.disk import database, schema
 from kv_store_adapter.disk.database import Database
 from kv_store_adapter.disk.store import SPILL_THRESHOLD
 from kv_store_adapter.testing.samples import at_once
@@ -988,127 +988,6 @@ def test_connections_are_bounded_and_closed(path: Path) -> None:
         assert len(again.keys()) == 100
 
 
-@pytest.fixture
-def much_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that counts as large, whatever it is."""
-    monkeypatch.setattr(space, "_SMALL", 0)
-
-
-@pytest.mark.usefixtures("much_room")
-def test_the_log_moves_beside_the_writers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was written is moved into the database by a thread, and SQLite need not do it."""
-    monkeypatch.setattr(schema, "checkpoint_pages", lambda path: 0)  # SQLite never does by itself
-    monkeypatch.setattr(database, "_MOVED_AT", 100)
-    with DiskKVStore(path) as store:
-        file = store._database.path
-        small, deadline = os.path.getsize(file), time.monotonic() + 60
-        number = 0
-        while os.path.getsize(file) < small + 100_000:
-            assert time.monotonic() < deadline, "nothing was moved"
-            number += 1
-            store.set(f"key {number}", b"x" * 1000)
-        # Also what one transaction brings.
-        store._database._await_move()
-        large = os.path.getsize(file)
-        while os.path.getsize(file) < large + 100_000:
-            assert time.monotonic() < deadline, "no batch was moved"
-            number += 1
-            store.set_many({f"key {number} {each}": b"x" * 1000 for each in range(20)})
-    with DiskKVStore(path) as store:
-        assert store.get("key 1") == b"x" * 1000
-        assert store.check() == []
-
-
-@pytest.mark.usefixtures("much_room")
-def test_close_waits_until_the_log_is_moved(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After close() no thread has a connection: the folder can be removed at once."""
-    monkeypatch.setattr(database, "_MOVED_AT", 10)
-    store = DiskKVStore(path)
-    pool, begun, ended = store._database, threading.Event(), []
-    connect = pool._connect
-
-    def connect_slowly(pages: int) -> sqlite3.Connection:
-        begun.set()
-        while not pool._closed:
-            time.sleep(0.001)
-        time.sleep(0.1)
-        ended.append(pages)
-        return connect(pages)
-
-    store.set("key", 1)
-    monkeypatch.setattr(pool, "_connect", connect_slowly)
-    for number in range(10):
-        store.set("key", number)
-    assert begun.wait(20)
-    store.close()
-    assert len(ended) == 1
-    assert len(pool._open) == 0
-
-
-@pytest.mark.usefixtures("much_room")
-@pytest.mark.parametrize("trouble", ["no thread", "no connection", "a broken one"])
-def test_a_log_that_can_t_be_moved_costs_no_write(
-    path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
-) -> None:
-    """No thread, no connection, an error: writes go on, and SQLite moves the log itself."""
-    monkeypatch.setattr(database, "_MOVED_AT", 10)
-    tried = []
-
-    def fail(*_: Any) -> Any:
-        tried.append(trouble)
-        raise RuntimeError("can't start new thread")
-
-    class Broken:
-        """A connection that says no, and can be closed."""
-
-        connection = property(lambda self: self)
-        close = cursor = lambda self: self
-        execute = fail
-
-    with DiskKVStore(path) as store:
-        store.set("key", 0)
-        if trouble == "no thread":
-            monkeypatch.setattr(database, "start", fail)
-        else:
-            broken = fail if trouble == "no connection" else lambda pages: Broken()
-            monkeypatch.setattr(store._database, "_connect", broken)
-        deadline = time.monotonic() + 60
-        while not tried:
-            assert time.monotonic() < deadline, "nothing was tried"
-            store.set("key", 1, ttl=60)
-        store._database._await_move()
-        store.set("key", 2)
-        assert store.get("key") == 2
-        assert len(store._database._open) == len(store._database._idle) == 1
-
-
-@needs_fork
-def test_forks_while_the_log_is_moved(path: Path) -> None:
-    """Whatever a checkpoint is doing at a fork, parent and child go on and lose nothing."""
-    program = """
-import os, sys
-from kv_store_adapter import DiskKVStore
-from kv_store_adapter.disk import database
-database._MOVED_AT = 20
-store = DiskKVStore(sys.argv[1])
-codes = set()
-for number in range(100):
-    for each in range(5 + number % 3):
-        store.set(f"{number} {each}", b"x" * 3000)
-    pid = os.fork()
-    if not pid:
-        mine = [f"child {number} {each}" for each in range(10)]
-        for key in mine:
-            store.set(key, number)
-        os._exit(0 if all(store.get(key) == number for key in mine) else 1)
-    store.set(f"{number}", number)
-    codes.add(os.waitpid(pid, 0)[1])
-print(codes, len(store.keys()), store.check())
-"""
-    count = sum(5 + number % 3 + 11 for number in range(100))
-    assert _run(program, path) == f"{{0}} {count} []"
-
-
 def test_durable_syncs_everything(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With durable=True a large value is synced to the disk before the index names it."""
     synced: List[int] = []
@@ -1314,7 +1193,6 @@ AMONG_SIGNALS = """
         other.start()
         other.join()
         assert taken == [True], "the writers' lock was lost"
-        database._await_move()
         if len(database._open) != len(database._idle):
             gc.collect()  # the exception's frames may be a circle
         assert len(database._open) == len(database._idle), "a connection was lost"

@@ -503,10 +503,6 @@ _REFUSED = {
     "a wrapper by another name": (lambda: wrapping(function), "a builtins.function"),
     "a cached function by another name": (
         lambda: cached(MemoryKVStore())(function),
-        "a builtins.function",
-    ),
-    "a cached method by another name": (
-        lambda: cached(MemoryKVStore())(Anyone.__init__),
         "a kv_store_adapter.caching.wrapper.CachedFunction",
     ),
     "a subclass of list": (lambda: Rows([1]), "a test_key_values.Rows"),

@@ -7,9 +7,10 @@ import copy
 import functools
 import gc
 import inspect
+import os
 import pickle
+import subprocess
 import sys
-import types
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, List, Optional, get_type_hints
@@ -25,7 +26,7 @@ from kv_store_adapter import (
     cached,
     caching_disabled,
 )
-from kv_store_adapter.caching import CachedFunction, decorator
+from kv_store_adapter.caching import decorator
 
 _module_store = MemoryKVStore()
 
@@ -185,27 +186,56 @@ def test_pickles_by_name() -> None:
     assert pickle.loads(pickle.dumps(Model.scaled)) is Model.__dict__["scaled"]
 
 
-def test_a_function_stays_one() -> None:
-    """What is decorated outside of a class is a function still, with the handles on it."""
-    assert type(at_module_level) is types.FunctionType
-    at_module_level.cache_clear()
-    assert at_module_level(4) == at_module_level(4) == at_module_level.peek(4) == 8
-    assert at_module_level.cache_info()[:2] == (1, 1)
-    assert at_module_level.cache_key(4) == "(number=4,factor=2)"
-    assert at_module_level.bypass(5) == at_module_level.refresh(5) == 10
-    assert at_module_level.invalidate(5) is True
-    assert at_module_level.cache_parameters()["typed"] is True
-    assert isinstance(at_module_level, CachedFunction)
-    assert isinstance(Model("a").scaled, CachedFunction) is False
-    assert isinstance(Model.scaled, CachedFunction)
-    around = functools.wraps(at_module_level)(lambda number: number)
-    assert not isinstance(around, CachedFunction)
-    assert not isinstance(at_module_level.__wrapped__, CachedFunction)
-    named = cached(MemoryKVStore(), namespace="here")(at_module_level.__wrapped__)
-    assert named(3) == 6
-    # A second one of that name can't be found by it, and is not taken for the first.
-    with pytest.raises(pickle.PicklingError, match="at_module_level"):
-        pickle.dumps(named)
+def test_what_stands_above_keeps_its_own_handles() -> None:
+    """lru_cache above @cached has its own cache_clear(): ours would leave it as it is."""
+    rows = {1: "old"}
+
+    @functools.lru_cache(maxsize=None)
+    @cached(MemoryKVStore())
+    def load(number: int) -> str:
+        return rows[number]
+
+    assert load(1) == "old"
+    rows[1] = "new"
+    assert load(1) == "old"
+    assert load.cache_info() == (1, 1, None, 1)
+    load.__wrapped__.cache_clear()  # type: ignore[attr-defined]
+    assert load(1) == "old"
+    load.cache_clear()
+    assert load(1) == "new"
+
+
+def test_without_wrapt_s_part_in_c() -> None:
+    """Where wrapt could not be compiled, or is told not to use it, all is the same."""
+    program = """
+from kv_store_adapter import MemoryKVStore, cached
+import wrapt, types
+assert isinstance(wrapt.CallableObjectProxy.__call__, types.FunctionType), "wrapt's part in C"
+
+@cached(MemoryKVStore())
+def double(number): return 2 * number
+
+class Account:
+    def __cache_key__(self): return "ann"
+    @cached(MemoryKVStore())
+    def balance(self, year): return [year]
+
+assert double(2) == double(2) == double.peek(2) == 4
+assert double.cache_info()[:2] == (1, 1)
+ann = Account()
+assert ann.balance(1) is ann.balance(1) is ann.balance.peek(1)
+assert ann.balance.invalidate(1) is True
+print(double.__name__, double.__wrapped__(3))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "WRAPT_DISABLE_EXTENSIONS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "double 6\n", "")
 
 
 def test_methods_of_every_kind_pickle_by_name() -> None:

@@ -183,19 +183,32 @@ def test_handles_on_bound_methods(store: KVStoreProtocol) -> None:
         bob.balance.peek()
 
 
-def test_a_function_with_self_becomes_a_method(store: KVStoreProtocol) -> None:
-    """Decorated outside of the class, its handles know the instance all the same."""
+def test_handles_of_what_becomes_a_method(store: KVStoreProtocol) -> None:
+    """However a method came to be one, by whatever first name, its handles know the instance."""
 
-    def balance(self: Any, year: int = 2020) -> List[Any]:
-        return [self.owner, year]
+    def without_wraps(function: Any) -> Any:
+        return lambda *args, **kwargs: function(*args, **kwargs)
 
-    @dataclass
     class Account:
-        owner: str
+        def __init__(self, owner: str) -> None:
+            self.owner = owner
 
-    Account.balance = cached(store)(balance)  # type: ignore[attr-defined]
-    ann, bob = Account("ann"), Account("bob")
-    handles: Any = ann
-    assert handles.balance(1) == handles.balance.peek(1) == ["ann", 1]
-    assert bob.balance.invalidate(1) is False  # type: ignore[attr-defined]
-    assert handles.balance.invalidate(1) is True
+        def __cache_key__(self) -> str:
+            return self.owner
+
+        @cached(store)
+        @without_wraps
+        def inside(self, year: int) -> List[Any]:
+            return [self.owner, year]
+
+    def later(this: Any, year: int = 2020) -> List[Any]:
+        return [this.owner, year]
+
+    Account.later = cached(store)(later)  # type: ignore[attr-defined]
+    ann: Any = Account("ann")
+    bob: Any = Account("bob")
+    for name in ("inside", "later"):
+        assert getattr(ann, name)(1) == getattr(ann, name).peek(1) == ["ann", 1]
+        assert getattr(bob, name).invalidate(1) is False
+        assert getattr(bob, name).bypass(1) == ["bob", 1]
+        assert getattr(ann, name).invalidate(1) is True

@@ -104,17 +104,7 @@ else:
         def __reduce__(self):
             return self.__reduce_ex__(2)
 
-    class _IsCached(type):
-        """Counts plain functions in that `cached` made: there the proxy is not in front."""
-
-        def __instancecheck__(cls, instance: Any) -> bool:
-            if type(instance) is not types.FunctionType:
-                return super().__instancecheck__(instance)
-            cached = getattr(instance, "_self_cached", None)
-            # What copied the attributes of one, as functools.wraps does, is not it.
-            return cached is not None and cls is CachedFunction and cached.call is instance
-
-    class CachedFunction(_Handles, metaclass=_IsCached):
+    class CachedFunction(_Handles):
         """A function whose results are remembered. Made by `cached`."""
 
         @property
@@ -192,7 +182,6 @@ class _Cached:
     def __init__(self, flow: Flow, kind: str, is_async: bool, parameters: Dict[str, Any]) -> None:
         self.flow = flow
         self.kind = kind
-        self.call: Any = None
         self.parameters = parameters
         self.driver: Any = AsyncDriver(flow) if is_async else PlainDriver(flow)
 
@@ -214,42 +203,13 @@ _PLAIN = frozenset({int, str, type(None)})
 _REMEMBERED = 4096
 
 
-# What a decorated function has beside its call.
-_HANDLES = (
-    "cache_info",
-    "cache_parameters",
-    "cache_key",
-    "cache_clear",
-    "invalidate",
-    "refresh",
-    "peek",
-    "bypass",
-)
-
-
 def decorate(flow: Flow, kind: str, is_async: bool, parameters: Dict[str, Any]) -> Any:
     """The decorated function."""
     cached = _Cached(flow, kind, is_async, parameters)
-    cached.call = call = _compile(cached, is_async)
-    functools.update_wrapper(call, flow.function)
-    # The stub says nothing of its arguments.
-    proxy: Any = CachedFunction(call, cached, ())  # type: ignore[call-arg]
-    if kind != "function" or _may_be_a_method(flow):
-        return proxy
-    # Nothing in front of the code: the proxy costs a fifth of a hit, a third with keywords.
-    for name in ("_self_cached", *_HANDLES):
-        setattr(call, name, getattr(proxy, name))
-    return call
-
-
-def _may_be_a_method(flow: Flow) -> bool:
-    """Whether it may be asked for on an object, so that its handles have to know which one."""
+    call = _compile(cached, is_async)
     function = flow.function
-    if type(function) is not types.FunctionType:
-        return True
-    around = function.__qualname__.rpartition(".")[0]
-    in_class = around and not around.endswith("<locals>")
-    return bool(in_class) or flow.binding.plain_names[:1] in (["self"], ["cls"])
+    functools.update_wrapper(call, function)
+    return CachedFunction(call, cached, ())  # type: ignore[call-arg]  # the stub says nothing of it
 
 
 def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
@@ -284,9 +244,15 @@ def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
         return driver.call(values)
 
     arguments = keyed[0] if len(keyed) == 1 else binding.as_tuple(keyed)
-    tests = [f"not {p}off", f"not {p}down"]
-    # An int is asked for by itself: a comparison, where the set takes a look-up.
-    tests += [f"({p}type({n}) is {p}int or {p}type({n}) in {p}plain)" for n in keyed]
+    read = flow.store.finder(flow.namespace)
+    tests = [f"not {p}off"]
+    if not isinstance(getattr(read, "__self__", None), dict):  # a dictionary's own get never fails
+        tests.append(f"not {p}down")
+    # What is likely is asked for by itself: a comparison, where the set takes a look-up.
+    texts = {v.name for v in binding.parameters if v.annotation in (str, "str")}
+    for n in keyed:
+        likely = f"{p}str" if n in texts else f"{p}int"
+        tests.append(f"({p}type({n}) is {likely} or {p}type({n}) in {p}plain)")
     pad = "    "
     body = "\n".join(
         [
@@ -310,9 +276,10 @@ def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
         f"{p}down": flow.health.reading.open,
         f"{p}type": type,
         f"{p}int": int,
+        f"{p}str": str,
         f"{p}plain": _PLAIN,
         f"{p}find": remembered.get,
-        f"{p}read": flow.store.finder(flow.namespace),
+        f"{p}read": read,
         f"{p}time": time,
         f"{p}Error": Exception,  # a third party's store may raise anything
         f"{p}next": next,

@@ -12,8 +12,7 @@ from functools import lru_cache
 from typing import Any, Callable, List, Optional, Sequence, Tuple, TypeVar
 
 from ..exceptions import StoreUnavailableError
-from ..guard import let_go, start
-from .pool import LONGEST_NAP, NO_PAGES, Place, Pool, garbled, is_busy
+from .pool import LONGEST_NAP, Pool, garbled, is_busy
 
 __all__ = ["Database"]
 
@@ -23,9 +22,6 @@ Row = Tuple[Any, ...]
 # How long to sleep at first while another process writes, in seconds. SQLite's own busy handler
 # starts at 1 ms and goes to 100: too coarse for writes of 15 microseconds.
 _FIRST_NAP = 0.0002
-
-# After about so many pages that this process wrote to the log a thread moves them on.
-_MOVED_AT = 1000
 
 
 @lru_cache(maxsize=None)
@@ -42,27 +38,12 @@ def _speaks_json() -> bool:
 class Database(Pool):
     """A SQLite database, used from many threads and processes. Its connections are a `Pool`.
 
-    Args:
-        moves_log: Whether a thread moves the log; otherwise SQLite does, as it is told to.
-
-    Notes:
-        *Writers* of one process queue at a lock, which is fairer and faster than SQLite's polling.
-
-        *The log.* What is written comes into SQLite's log first. A thread moves it into the
-        database (a checkpoint) while others go on writing; it starts when there is something to
-        move, and ends when that is done. Where it falls behind, SQLite does it within a write.
+    Writers of one process queue at a lock, which is fairer and faster than SQLite's polling.
     """
-
-    def __init__(self, *args: Any, moves_log: bool = False, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._moves_log = moves_log
 
     def _new_state(self) -> None:
         super()._new_state()
         self._turn = _Turn(self.path, self.timeout)
-        self._unmoved = 0
-        # Held by the thread that moves the log.
-        self._moving = threading.Lock()
 
     # ------------------------------------------------------------------ what the store calls
 
@@ -120,11 +101,8 @@ class Database(Pool):
         """Run `work` on a connection, again while another process is in the way."""
         return self._run(work, "read")
 
-    def write(self, sql: str, parameters: Sequence[Any] = (), size: int = 0) -> Tuple[int, int]:
-        """Run one writing statement: how many rows it changed, and how many with its triggers.
-
-        `size` is how many bytes of values it writes, about.
-        """
+    def write(self, sql: str, parameters: Sequence[Any] = ()) -> Tuple[int, int]:
+        """Run one writing statement: how many rows it changed, and how many with its triggers."""
         turn = self._turn
         try:
             try:
@@ -136,7 +114,6 @@ class Database(Pool):
                     connection = cursor.connection
                     before = connection.total_changes
                     rows = cursor.execute(sql, parameters).rowcount
-                    self._wrote(rows, size)
                     return rows, connection.total_changes - before
                 except (sqlite3.Error, UnicodeDecodeError, OverflowError):
                     pass  # nothing was done, so it is done again where there is patience
@@ -149,7 +126,6 @@ class Database(Pool):
                 def work(connection: sqlite3.Connection) -> Tuple[int, int]:
                     before = connection.total_changes
                     rows = connection.execute(sql, parameters).rowcount
-                    self._wrote(rows, size)
                     return rows, connection.total_changes - before
 
                 return self._run(work, "written")
@@ -162,20 +138,15 @@ class Database(Pool):
             turn.is_over()
             raise
 
-    def transaction(self, work: Callable[[sqlite3.Connection], T], size: int = 0) -> T:
-        """Run `work` as one transaction that writes; all of it happens, or nothing.
-
-        `size` is how many bytes of values it writes, about.
-        """
+    def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` as one transaction that writes; all of it happens, or nothing."""
 
         def whole(connection: sqlite3.Connection) -> T:
-            before = connection.total_changes
             # IMMEDIATE: the only wait is here, before anything was done.
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 result = work(connection)
                 connection.execute("COMMIT")
-                self._wrote(connection.total_changes - before, size)
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
@@ -194,56 +165,6 @@ class Database(Pool):
             turn.is_over()
             raise
 
-    def rest(self) -> None:
-        """Close what is idle; the next operation opens anew."""
-        self._await_move()
-        self._close_idle()
-
-    def close(self) -> None:
-        """Close what is idle now and the rest when it comes back. Twice is fine."""
-        with self._mutex:
-            self._closed = True
-            self._changed.notify_all()
-        self._close_idle()
-        self._await_move()
-
-    # ------------------------------------------------------------------ the log
-
-    def _wrote(self, rows: int, size: int) -> None:
-        """Count about how many pages went into the log; enough of them are moved on."""
-        # An entry is on two pages, its own and its key's, and the trees above them change.
-        self._unmoved += 3 + rows + size // 4096
-        if self._unmoved >= _MOVED_AT and self._moves_log:
-            self._unmoved = 0
-            if not self._moving.locked():
-                # Where no thread is to be had SQLite does it itself, when the log has grown.
-                with contextlib.suppress(RuntimeError):
-                    start(self._move)
-
-    def _move(self) -> None:
-        """What the thread does."""
-        moving = self._moving
-        if moving.acquire(blocking=False):
-            try:
-                # Whatever it is: nobody waits for it, and those who write will see it, too.
-                with contextlib.suppress(Exception):
-                    self._checkpoint()
-            finally:
-                let_go(moving)
-
-    def _checkpoint(self) -> None:
-        place = Place()
-        with self._mutex:
-            if self._closed or self._forking:
-                return
-            self._open.add(place)
-        # One of its own: those of the pool are in use, or remember pages for those who read.
-        cursor = self._opened(place, NO_PAGES)
-        try:
-            cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        finally:
-            self._drop(cursor)
-
     def empty_log(self) -> None:
         """Move all of the log into the database and cut it short, if there is room for that."""
 
@@ -257,17 +178,18 @@ class Database(Pool):
                         return
                     time.sleep(LONGEST_NAP)
 
-        self._await_move()
         self.read(truncate)
 
-    def _await_move(self) -> None:
-        moving = self._moving
-        try:
-            if moving.acquire(timeout=self.timeout):
-                moving.release()
-        except BaseException:
-            let_go(moving)
-            raise
+    def rest(self) -> None:
+        """Close what is idle; the next operation opens anew."""
+        self._close_idle()
+
+    def close(self) -> None:
+        """Close what is idle now and the rest when it comes back. Twice is fine."""
+        with self._mutex:
+            self._closed = True
+            self._changed.notify_all()
+        self._close_idle()
 
     # ------------------------------------------------------------------ waiting, bounded
 
@@ -331,7 +253,7 @@ class _Turn:
         self.lock = threading.RLock()
 
     def wait(self) -> None:
-        if not self.lock.acquire(timeout=self._timeout):
+        if not self.lock.acquire(timeout=min(self._timeout, threading.TIMEOUT_MAX)):
             raise StoreUnavailableError(
                 f"Other threads wrote to {self._path} for the whole {self._timeout:g} s that were "
                 "allowed. Nothing was changed by this call."

@@ -16,15 +16,15 @@ from .. import forking
 from ..exceptions import StoreClosedError, StoreUnavailableError
 from .folder import RESERVE, SPARE
 
-__all__ = ["LONGEST_NAP", "NO_PAGES", "Place", "Pool", "garbled", "is_busy", "is_full"]
+__all__ = ["LONGEST_NAP", "Pool", "garbled", "is_busy", "is_full"]
 
 # How long to sleep at most while another process is in the way, in seconds.
 LONGEST_NAP = 0.005
 
 # The pages that a connection remembers, in KiB: the pool's first, which is used most, because the
-# last given back is the first taken; those beside it; and one that only moves pages. SQLite's 2,000
-# are less than a few thousand entries of 1 KiB, and then every get reads from the file again.
-_FIRST_PAGES, _MORE_PAGES, NO_PAGES = 32_000, 8_000, 100
+# last given back is the first taken; and those beside it. SQLite's 2,000 are less than a few
+# thousand entries of 1 KiB, and then every get reads from the file again.
+_FIRST_PAGES, _MORE_PAGES = 32_000, 8_000
 
 # How long a thread that waits for a connection sleeps before it counts again, in seconds.
 _LOOK_AGAIN = 0.1
@@ -34,7 +34,7 @@ _LOOK_AGAIN = 0.1
 _inherited: List[Any] = []
 
 
-class Place:
+class _Place:
     """The place in the pool of a connection that is being opened."""
 
 
@@ -112,7 +112,7 @@ class Pool(forking.Forkable):
 
     def _take_slowly(self) -> sqlite3.Cursor:
         deadline = time.monotonic() + self.timeout
-        place = Place()
+        place = _Place()
         with self._mutex:
             self._waiting += 1
             try:
@@ -140,10 +140,6 @@ class Pool(forking.Forkable):
                     self._changed.wait(min(left, _LOOK_AGAIN))
             finally:
                 self._waiting -= 1
-        return self._opened(place, pages)
-
-    def _opened(self, place: Place, pages: int) -> sqlite3.Cursor:
-        """A new connection, in the place that is kept for it."""
         try:
             cursor = self._connect(pages).cursor()
             self._open.add(cursor)
@@ -166,8 +162,7 @@ class Pool(forking.Forkable):
                     self._prepare(connection)
                 except sqlite3.OperationalError as error:
                     # "unable to open" is what SQLite says where inodes are used up.
-                    full = is_full(error) or "unable to open" in str(error)
-                    if full and not made_room and pages != NO_PAGES:
+                    if not made_room and (is_full(error) or "unable to open" in str(error)):
                         made_room = True
                         self._make_room()
                         continue

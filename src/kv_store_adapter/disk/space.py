@@ -13,7 +13,7 @@ import stat
 from .database import Database
 from .folder import RESERVE, SPARE
 
-__all__ = ["Reserve", "checkpoint_pages", "is_roomy", "most_pages"]
+__all__ = ["Reserve", "checkpoint_pages", "most_pages"]
 
 # Below so many bytes of free space, as seen when a connection opens, the disk counts as small.
 _SMALL = 256 << 20
@@ -32,20 +32,9 @@ def free_bytes(path: str) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-def is_roomy(path: str) -> bool:
-    """Whether the log of writes may grow as is best for speed."""
-    return free_bytes(path) > _SMALL and not most_pages()
-
-
 def checkpoint_pages(path: str) -> int:
-    """How many pages the log of writes may grow to before SQLite moves it within a write.
-
-    Where there is room a thread has moved most of it by then (see `Database`).
-    """
-    if is_roomy(path):
-        return 2000
-    most = most_pages()
-    return min(64, max(1, most // 4)) if most else 64
+    """How many pages the log of writes may grow to: SQLite's 1,000, or less on a small disk."""
+    return 1000 if free_bytes(path) > _SMALL else 64
 
 
 def most_pages() -> int:

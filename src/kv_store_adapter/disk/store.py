@@ -35,7 +35,6 @@ from .clock import deadline, time_ms
 from .database import Database
 from .folder import Folder, checksum, damaged
 from .lease import DiskLease
-from .space import is_roomy
 from .statements import ALIVE, DELETE, EXPIRES, GET, GET_QUICKLY, IN_DUE, LIVE, NS, between
 from .writer import Writer
 
@@ -139,10 +138,7 @@ class DiskKVStore(KVStoreProtocol):
             raise ValueError("A path can't hold NUL.")
         self._folder = Folder(self._path, trust_root=trust_root, durable=durable)
         self._database = Database(
-            self._folder.database,
-            schema.preparer(durable, self._path),
-            timeout=timeout,
-            moves_log=is_roomy(self._path),
+            self._folder.database, schema.preparer(durable, self._path), timeout=timeout
         )
         schema.set_up(self._database, codec.name)
         self._cleaner = Cleaner(self._database, self._folder, size_limit)

@@ -75,9 +75,9 @@ class Writer:
         for _ in range(_PATIENCE):
             try:
                 if only_new:
-                    stored, changes = self._database.write(ADD, (*row, time_ms()), len(data))
+                    stored, changes = self._database.write(ADD, (*row, time_ms()))
                 else:
-                    stored, changes = self._database.write(SET, row, len(data))
+                    stored, changes = self._database.write(SET, row)
             except StoreUnavailableError as error:
                 if not _lacks_namespace(error):
                     raise
@@ -112,15 +112,15 @@ class Writer:
                 stored += connection.executemany(SET, rest).rowcount
             return connection.total_changes - before > stored
 
-        size = sum(len(data) for _, data in batch)
         for _ in range(_PATIENCE):
             try:
-                garbage = self._database.transaction(work, size)
+                garbage = self._database.transaction(work)
             except StoreUnavailableError as error:
                 if not _lacks_namespace(error):
                     raise
                 self._make_namespace(namespace)
             else:
+                size = sum(len(data) for _, data in batch)
                 self._cleaner.after_write(size, garbage, len(batch))
                 return
         raise _cleared_again(batch[0][0], namespace)
