@@ -74,6 +74,68 @@ def test_threads_that_fork_at_once(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+FORKED_WHILE_OPEN = """
+    import ctypes, os, sys, threading
+    from kv_store_adapter import DiskKVStore, MemoryKVStore, StoreUnavailableError
+    from kv_store_adapter.disk import pool
+
+    pool._PATIENCE = 0.1
+    _, how, path, other = sys.argv
+    store = DiskKVStore(path)
+    store.set("a", 1)
+    inside, go_on = threading.Event(), threading.Event()
+    if how == "in use":
+        def wait(connection):
+            inside.set()
+            go_on.wait(60)
+        threading.Thread(target=store._database.read, args=(wait,)).start()
+        inside.wait(60)
+        child = os.fork()
+    else:
+        child = ctypes.PyDLL(None).fork()  # as servers written in C do
+    if not child:
+        calls = [
+            lambda: store.set("b", 2),
+            lambda: store.get("a"),
+            lambda: DiskKVStore(path).get("a"),
+            lambda: DiskKVStore(os.path.join(path, "..", "store")),
+        ]
+        told = 0
+        for call in calls:
+            try:
+                call()
+            except StoreUnavailableError as error:
+                told += "This process was forked while" in str(error)
+        store.close()
+        with DiskKVStore(other) as free:
+            free.set("a", 3)
+            told += free.get("a") == 3
+        os._exit(told)
+    assert os.waitpid(child, 0)[1] == 5 << 8
+    go_on.set()
+    store.set("c", 3)
+    child = os.fork()
+    if not child:
+        store.set("d", 4)
+        os._exit(0 if store.get("c") == 3 else 9)
+    assert os.waitpid(child, 0)[1] == 0
+    print(sorted(store.keys()), store.check())
+    store.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["in use", "from C"])
+def test_a_child_that_can_t_use_it_is_told(tmp_path: Path, how: str) -> None:
+    """Where SQLite had it open at the fork all the same, the child is refused, and loses nothing."""
+    if how == "from C" and not sys.platform.startswith("linux"):
+        pytest.skip("calls fork of Linux's C library")
+    code = textwrap.dedent(FORKED_WHILE_OPEN)
+    places = [str(tmp_path / "store"), str(tmp_path / "other")]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, how, *places]
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "['a', 'c', 'd'] []\n", "")
+
+
 def test_a_hook_that_fails_spoils_no_other() -> None:
     """When one store's hook raises, the others are put to rest and woken all the same."""
 

@@ -432,8 +432,9 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
     def close(self) -> None:
         """Let go of all entries. Everything after this raises `StoreClosedError`."""
         with self._lock:
-            tables, self._tables = self._tables, _Closed()
-            self._find = self._tables.get  # raises
+            closed = _Closed()
+            self._find = closed.get  # raises
+            tables, self._tables = self._tables, closed
             self._expiry = Expiry()
             if self._policy is not None:
                 self._policy = S3FIFO(self._policy.maxsize)

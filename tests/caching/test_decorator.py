@@ -205,6 +205,19 @@ def test_what_stands_above_keeps_its_own_handles() -> None:
     assert load(1) == "new"
 
 
+@pytest.mark.parametrize("name", ["\ufb01", "größe", "__debug__", "None", "1", "<lambda>"])
+def test_functions_of_any_name(name: str) -> None:
+    """Also a name that Python's compiler would not take, or would take for another one."""
+
+    def function(number: int) -> int:
+        return number + 1
+
+    function.__name__ = name
+    decorated = cached(MemoryKVStore())(function)
+    assert decorated(1) == decorated(1) == decorated.peek(1) == 2
+    assert decorated.__name__ == name
+
+
 def test_without_wrapt_s_part_in_c() -> None:
     """Where wrapt could not be compiled, or is told not to use it, all is the same."""
     program = """

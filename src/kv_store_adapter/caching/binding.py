@@ -63,7 +63,9 @@ class Binding:
         Only names of parameters, which are identifiers, and our own text go into the source;
         defaults are handed over as objects.
         """
-        if not name.isidentifier() or keyword.iskeyword(name) or name in scope:
+        # Python reads other letters as what they resemble, and would define another name.
+        named = name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+        if not named or name in scope or name == "__debug__":
             name = "call"
         scope = dict(scope)
         source = f"{'async ' if is_async else ''}def {name}({self._signature(scope)}):\n{body}\n"

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import Any, Callable, Deque, List, Optional
+from typing import Any, Callable, Deque, List, Optional, Set, Tuple
 
 from .. import forking
 from ..exceptions import StoreClosedError, StoreUnavailableError
@@ -32,6 +32,13 @@ _LOOK_AGAIN = 0.1
 # What came through a fork. It is never closed: that would act on the parent's files. Kept here, so
 # that the garbage collector does not close it either.
 _inherited: List[Any] = []
+
+# The files, by device and inode, that SQLite had open when this process was forked. It takes them
+# for locked by itself, which they are not: another process may take the log away in the middle.
+_unusable: Set[Optional[Tuple[int, int]]] = set()
+
+# Seconds that a fork waits for connections that are in use.
+_PATIENCE = 2.0
 
 
 class _Place:
@@ -69,7 +76,9 @@ class Pool(forking.Forkable):
         by the garbage collector, and its place is free.
 
         *Forks.* Before a fork idle connections are closed and those in use awaited: SQLite's
-        bookkeeping of file locks must not be inherited. Whatever comes through is set aside.
+        bookkeeping of file locks must not be inherited. Where something comes through all the same,
+        because it was in use for too long or Python was not told of the fork, the child can't use
+        this file.
     """
 
     def __init__(
@@ -111,6 +120,13 @@ class Pool(forking.Forkable):
             return self._take_slowly()
 
     def _take_slowly(self) -> sqlite3.Cursor:
+        if _unusable and _inode_of(self.path) in _unusable:
+            raise StoreUnavailableError(
+                f"This process was forked while {self.path} was open in SQLite, whose locks don't "
+                "come through a fork: what is written here could be lost, so it is refused. Open "
+                "the store after the fork only, fork before threads use it, or start processes "
+                "with 'spawn'."
+            )
         deadline = time.monotonic() + self.timeout
         place = _Place()
         with self._mutex:
@@ -249,7 +265,7 @@ class Pool(forking.Forkable):
     # ------------------------------------------------------------------ fork
 
     def _before_fork(self) -> None:
-        deadline = time.monotonic() + 2.0
+        deadline = time.monotonic() + _PATIENCE
         self._changed.acquire()
         self._forking = True
         while True:
@@ -261,8 +277,7 @@ class Pool(forking.Forkable):
                     break
                 self._drop(idle)
             left = deadline - time.monotonic()
-            # A thread that forks while it uses a connection itself would wait for ever: what is
-            # still out then is set aside in the child.
+            # A thread that forks while it uses a connection itself would wait for ever.
             if not self._open or left <= 0:
                 # Held, because a child of CPython 3.8 drops the other threads' frames.
                 self._in_use = list(self._open)
@@ -278,9 +293,21 @@ class Pool(forking.Forkable):
         self._changed.release()
 
     def _after_fork_in_child(self) -> None:
-        _inherited.extend((*self._idle, *self._open, *self._in_use))
+        inherited = (*self._idle, *self._open, *self._in_use)
+        if inherited:
+            _inherited.extend(inherited)
+            _unusable.add(_inode_of(self.path))
+            _unusable.discard(None)
         self._forking = False
         self._new_state()
+
+
+def _inode_of(path: str) -> Optional[Tuple[int, int]]:
+    try:
+        about = os.stat(path)
+    except OSError:  # not there: what will be is another one
+        return None
+    return about.st_dev, about.st_ino
 
 
 def garbled(error: UnicodeDecodeError) -> sqlite3.DatabaseError:
