@@ -21,6 +21,7 @@ from kv_store_adapter import (
     LockTimeoutError,
     MemoryKVStore,
     RedisKVStore,
+    guard,
 )
 from kv_store_adapter.leases import _thread_locks
 from kv_store_adapter.testing.samples import at_once
@@ -126,6 +127,29 @@ def test_a_forgotten_lock_is_given_back(opener: Any) -> None:
     gc.collect()
     with other.lock("key", timeout=20):
         pass
+
+
+def test_a_thread_is_started_by_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has its name and is a daemon; and where no second thread is to be had, the first will do."""
+    told: List[Any] = []
+    done = threading.Event()
+
+    def work() -> None:
+        here = threading.current_thread()
+        told.append((here.name, here.daemon))
+        done.set()
+
+    guard.start(work, "a name")
+    assert done.wait(20)
+    assert told == [("a name", True)]
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    done.clear()
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    guard.start(done.set, "a name")
+    assert done.wait(20)
 
 
 def test_a_lease_is_renewed_while_its_holder_lives(opener: Any, caplog: Any) -> None:

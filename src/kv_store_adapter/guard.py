@@ -22,16 +22,24 @@ def let_go(lock: Any) -> None:
         lock.release()
 
 
-def start(function: Callable[[], None]) -> None:
-    """Run `function` in a thread that nobody waits for, not even the end of the process.
+def start(function: Callable[[], None], name: str) -> None:
+    """Run `function` in a daemon thread.
 
-    `threading.Thread` waits until its thread runs. A handler that raises meanwhile may leave it
-    with an error of its own ("release unlocked lock"), in place of what the handler raised.
+    `threading.Thread.start` waits until the thread runs. A signal's handler that raises meanwhile
+    may leave it with an error of Python's own ("release unlocked lock"), in place of what the
+    handler raised. So another thread starts it, where no handler runs.
 
     Raises:
         RuntimeError: The system has no more threads, or the interpreter ends.
     """
-    _thread.start_new_thread(function, ())
+
+    def begin() -> None:
+        try:
+            threading.Thread(target=function, name=name, daemon=True).start()
+        except RuntimeError:  # this was the last thread to be had, so it will do
+            function()
+
+    _thread.start_new_thread(begin, ())
 
 
 class Guard:

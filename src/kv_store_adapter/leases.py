@@ -197,7 +197,7 @@ class _Keeper:
             keeper = _keepers.get(group)
             if keeper is None:
                 keeper = _Keeper(group)
-                start(keeper._run)
+                start(keeper._run, "kv-store-adapter-leases")
                 # Of two that are made at once, one finds nothing to do and ends.
                 keeper = _keepers.setdefault(group, keeper)
             # Once it is forgotten it comes through the queue again.

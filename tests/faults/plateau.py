@@ -44,7 +44,7 @@ def threads() -> int:
     """How many there are, but for those that renew leases: they end when nothing is left to renew."""
     if not os.path.isdir("/proc/self/task"):
         return threading.active_count()
-    # Those of ours are not Python's: the system knows them all.
+    # The system knows them all, also those that Python does not.
     return len(os.listdir("/proc/self/task")) - len(leases._keepers)
 
 
