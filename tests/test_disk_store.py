@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import json
 import logging
+import math
 import multiprocessing
 import os
 import pickle
@@ -986,6 +987,46 @@ def test_connections_are_bounded_and_closed(path: Path) -> None:
         store.get("key")
     with DiskKVStore(path) as again:
         assert len(again.keys()) == 100
+
+
+def test_the_log_is_emptied_once_a_reader_is_gone(store: DiskKVStore) -> None:
+    """What frees space on a full disk waits a moment for who still reads the log, or moves it."""
+    pool = store._database
+    store.set("key", b"x" * 10_000)
+    log = pool.path + "-wal"
+    assert os.path.getsize(log) > 10_000
+    with contextlib.closing(sqlite3.connect(pool.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM entries").fetchone()
+        pool.empty_log()  # in vain, and in bounded time
+        assert os.path.getsize(log) > 10_000
+        sleep = time.sleep
+        with pytest.MonkeyPatch.context() as patch:
+            # The reader ends while it waits.
+            patch.setattr(time, "sleep", lambda _: reader.in_transaction and reader.rollback())
+            pool.empty_log()
+        assert time.sleep is sleep
+    assert os.path.getsize(log) == 0
+    assert store.get("key") == b"x" * 10_000
+
+
+def test_a_timeout_may_be_endless(path: Path) -> None:
+    """Also where writers wait for each other: more seconds than threading can count are no error."""
+    with DiskKVStore(path, timeout=math.inf) as store:
+        turn, held, go_on = store._database._turn, threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with turn.lock:
+                held.set()
+                go_on.wait(60)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        assert held.wait(20)
+        threading.Timer(0.05, go_on.set).start()
+        store.set("key", 1)
+        holder.join(20)
+        assert store.get("key") == 1
 
 
 def test_durable_syncs_everything(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Callable, List, Optional, Sequence, Tuple, TypeVar
 
 from ..exceptions import StoreUnavailableError
+from ..guard import let_go
 from .pool import LONGEST_NAP, Pool, garbled, is_busy
 
 __all__ = ["Database"]
@@ -261,5 +262,4 @@ class _Turn:
 
     def is_over(self) -> None:
         """Give the lock back, if this thread has it."""
-        with contextlib.suppress(RuntimeError):
-            self.lock.release()
+        let_go(self.lock)

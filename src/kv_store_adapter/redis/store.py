@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from functools import lru_cache, partial
+from functools import partial
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -16,7 +16,6 @@ from typing import (
     List,
     Mapping,
     Optional,
-    Sequence,
     Tuple,
 )
 from urllib.parse import parse_qsl, urlsplit
@@ -26,6 +25,7 @@ from ..exceptions import KeyNotFoundError, KVStoreError, StoreClosedError
 from ..protocol import KVStoreProtocol
 from ..rules import MISSING, TTL, check_namespace, matcher
 from ..serializers import Codec
+from .connection import steady
 from .conversation import Ask, Conversation
 from .errors import (
     MISREAD,
@@ -216,7 +216,7 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
         if hasattr(kind, "_connect") and not hasattr(kind, "steady"):
             # In a pool of the caller's there may be others that listen, who are owed nothing.
             counts = "connection_pool" not in (self._options or {})
-            pool.connection_class = _steady(kind, counts)
+            pool.connection_class = steady(kind, counts)
         return client
 
     def __repr__(self) -> str:
@@ -489,68 +489,6 @@ def _with_patience(options: Dict[str, Any], given: Iterable[str]) -> Dict[str, A
     if not given.intersection(_RETRY_OPTIONS):
         ours["retry"] = Retry(NoBackoff(), 0)
     return {**{name: value for name, value in ours.items() if name not in given}, **options}
-
-
-@lru_cache(maxsize=None)
-def _steady(kind: Any, counts: bool) -> Any:
-    """A class of connections that neither a fork nor a signal's handler brings out of step.
-
-    *Forks.* It looks up its server's address while nobody forks. A child that was forked while
-    another thread did so could hang in its own look-up for ever: glibc's ``getaddrinfo`` leaves a
-    lock behind (4 of 500 forks beside threads that did nothing else, glibc 2.36).
-
-    *Signals.* It counts what it was asked and has not answered, on the safe side. Where a handler
-    raises between a command and its reply redis-py puts the connection back into the pool, and the
-    next caller may get that reply: another key's value. The pool asks each connection before it
-    hands it out whether there is something to be read, and opens one anew where that raises.
-    """
-    from redis.exceptions import ConnectionError as NotConnectedError
-    from redis.exceptions import ResponseError
-
-    def connect(self: Any) -> Any:
-        with forking.undivided():
-            return kind._connect(self)
-
-    def send_command(self: Any, *args: Any, **options: Any) -> Any:
-        self.owed += 1
-        return kind.send_command(self, *_without_numbers(args), **options)
-
-    def pack_commands(self: Any, commands: Iterable[Any]) -> Any:
-        commands = list(commands)
-        self.owed += len(commands)
-        return kind.pack_commands(self, commands)
-
-    def read_response(self: Any, *args: Any, **options: Any) -> Any:
-        try:
-            reply = kind.read_response(self, *args, **options)
-        except ResponseError:  # a reply as well
-            self.owed = max(0, self.owed - 1)
-            raise
-        # Where a command connects anew by itself its reply is one that was not counted.
-        self.owed = max(0, self.owed - 1)
-        return reply
-
-    def can_read(self: Any, *args: Any, **options: Any) -> Any:
-        if self.owed:
-            raise NotConnectedError("A reply was not read: it is another command's.")
-        return kind.can_read(self, *args, **options)
-
-    def disconnect(self: Any, *args: Any, **options: Any) -> None:
-        kind.disconnect(self, *args, **options)
-        self.owed = 0
-
-    ours = (send_command, pack_commands, read_response, can_read, disconnect) if counts else ()
-    members: Dict[str, Any] = {each.__name__: each for each in ours}
-    members.update(_connect=connect, owed=0, steady=True, __doc__=kind.__doc__)
-    return type(kind.__name__, (kind,), members)
-
-
-def _without_numbers(args: Sequence[Any]) -> Sequence[Any]:
-    """The words of a command, numbers as bytes.
-
-    hiredis 3.5 ends the process where a signal's handler raises while it writes a number.
-    """
-    return [b"%d" % word if word.__class__ is int else word for word in args]
 
 
 def refuse_decoding(client: Any) -> None:
