@@ -22,7 +22,7 @@ import time
 import tracemalloc
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Union
 
 import pytest
 import time_machine
@@ -137,6 +137,18 @@ def test_large_values_are_files_and_small_ones_are_not(path: Path) -> None:
         assert store.get("large", "n") == b"x" * 1000
 
 
+@pytest.mark.parametrize("value", [b"bytes-" * 50_000, "text--" * 50_000], ids=type)
+def test_bytes_and_text_are_aligned_in_their_file(
+    store: DiskKVStore, path: Path, value: Union[bytes, str]
+) -> None:
+    """They begin at a multiple of 16, as in memory: some processors copy them slowly otherwise."""
+    store.set("key", value)
+    (file,) = _files(path)
+    start = value if isinstance(value, bytes) else value.encode()
+    assert file.read_bytes().index(start) % 16 == 0
+    assert store.get("key") == value
+
+
 def test_replaced_and_deleted_files_are_removed(store: DiskKVStore, path: Path) -> None:
     """Replacing, deleting, popping and clearing remove the files of large values."""
     for number in range(4):
@@ -155,6 +167,18 @@ def test_replaced_and_deleted_files_are_removed(store: DiskKVStore, path: Path) 
     assert _files(path) == []
     assert list((path / "namespaces").iterdir()) == []
     assert store._database.fetch("SELECT * FROM garbage") == []
+
+
+def test_deleting_does_not_write_what_is_deleted(store: DiskKVStore) -> None:
+    """Pages that are given back are not written, however SQLite was built."""
+    log = store._database.path + "-wal"
+    for number in range(5):
+        store.set(f"k{number}", b"x" * 100_000)
+    written = os.path.getsize(log)
+    assert written > 500_000
+    for number in range(5):
+        store.delete(f"k{number}")
+    assert os.path.getsize(log) - written < 150_000  # with zeros over all of it: 600,000
 
 
 def test_what_can_t_be_stored_leaves_no_file(store: DiskKVStore, path: Path) -> None:
