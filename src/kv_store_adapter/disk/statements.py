@@ -33,7 +33,7 @@ GET = f"SELECT value, expires, size, file, digest FROM entries WHERE ns = {NS} A
 GET_QUICKLY = (
     "SELECT CASE WHEN file IS NULL AND length(value) = size "
     "AND (expires IS NULL OR (expires > ? AND expires < '')) THEN value END "
-    f"FROM entries WHERE ns = {NS} AND key = ?"
+    "FROM namespaces CROSS JOIN entries ON ns = namespaces.id WHERE name = ? AND key = ?"
 )
 _INSERT = "INSERT INTO entries(ns, key, expires, size, value, digest, file)"
 _ROW = f" VALUES({NS}, ?, ?, ?, ?, ?, NULL)"
