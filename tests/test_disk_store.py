@@ -37,7 +37,7 @@ from kv_store_adapter import (
     StoreFormatError,
     StoreUnavailableError,
 )
-from kv_store_adapter.disk import database, schema
+from kv_store_adapter.disk import database, schema, writeback
 from kv_store_adapter.disk.database import Database
 from kv_store_adapter.disk.store import SPILL_THRESHOLD
 from kv_store_adapter.testing.samples import at_once
@@ -1011,6 +1011,57 @@ def test_connections_are_bounded_and_closed(path: Path) -> None:
         store.get("key")
     with DiskKVStore(path) as again:
         assert len(again.keys()) == 100
+
+
+def test_the_log_goes_to_the_disk_in_pieces(
+    store: DiskKVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With each half megabyte the system is asked to begin to write the log, and only the log."""
+    asked = []
+
+    def begin(handle: int, start: int, length: int, flags: int) -> int:
+        log = os.stat(store._database.path + "-wal")
+        asked.append((os.fstat(handle).st_ino == log.st_ino, start, length, flags))
+        return -1  # as where a sandbox forbids it
+
+    monkeypatch.setattr(writeback, "_sync_file_range", lambda: begin)
+    for number in range(20):
+        store.set(f"k{number}", b"x" * 100_000)
+    one_by_one = len(asked)
+    store.set_many({f"m{number}": b"x" * 10_000 for number in range(100)})
+    together = len(asked) - one_by_one
+    for number in range(20):
+        store.set(f"large{number}", b"x" * 200_000)  # into files
+    for number in range(100):
+        store.delete(f"m{number}")
+    assert (one_by_one, together, len(asked)) == (4, 1, 6)
+    assert set(asked) == {(True, 0, 0, 2)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a call of Linux")
+def test_linux_takes_the_request_for_the_log(path: Path) -> None:
+    """The call that is made is one that Linux knows; without a log nothing happens."""
+    begin = writeback._sync_file_range()
+    assert begin is not None
+    path.write_bytes(b"x" * 10_000)
+    with path.open("rb") as file:
+        assert begin(file.fileno(), 0, 0, 2) == 0
+    assert begin(-1, 0, 0, 2) == -1
+    writeback.Writeback(str(path)).wrote(1 << 20)
+
+
+def test_the_log_is_written_without_the_request_too(
+    store: DiskKVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On other systems, and where Python has no ctypes, storing goes on as ever."""
+    writeback._sync_file_range.cache_clear()
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    try:
+        assert writeback._sync_file_range() is None
+        store.set_many({f"m{number}": b"x" * 10_000 for number in range(100)})
+        assert len(store.keys()) == 100
+    finally:
+        writeback._sync_file_range.cache_clear()
 
 
 def test_the_log_is_emptied_once_a_reader_is_gone(store: DiskKVStore) -> None:

@@ -78,7 +78,9 @@ class Cleaner:
 
     def write(self, sql: str, parameters: Sequence[Any] = ()) -> Tuple[int, int]:
         """A write that frees space: works on a full disk, too."""
-        return self._in_any_case(lambda: self._database.write(sql, parameters))
+        done = self._in_any_case(lambda: self._database.write(sql, parameters))
+        self._database.writeback.wrote(0)
+        return done
 
     def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """A transaction that frees space: works on a full disk, too."""

@@ -14,6 +14,7 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple, TypeVar
 from ..exceptions import StoreUnavailableError
 from ..guard import let_go
 from .pool import LONGEST_NAP, Pool, garbled, is_busy
+from .writeback import Writeback
 
 __all__ = ["Database"]
 
@@ -40,7 +41,21 @@ class Database(Pool):
     """A SQLite database, used from many threads and processes. Its connections are a `Pool`.
 
     Writers of one process queue at a lock, which is fairer and faster than SQLite's polling.
+
+    Attributes:
+        writeback: To be told of what was written.
     """
+
+    def __init__(
+        self,
+        path: str,
+        prepare: Callable[[sqlite3.Connection], None],
+        *,
+        timeout: float,
+        connections: int = 8,
+    ) -> None:
+        super().__init__(path, prepare, timeout=timeout, connections=connections)
+        self.writeback = Writeback(path)
 
     def _new_state(self) -> None:
         super()._new_state()

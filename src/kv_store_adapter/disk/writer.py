@@ -83,6 +83,7 @@ class Writer:
                     raise
                 self._make_namespace(namespace)
             else:
+                self._database.writeback.wrote(len(data))
                 self._cleaner.after_write(len(data), changes > 1)
                 return stored > 0
         raise _cleared_again(key, namespace)
@@ -121,6 +122,7 @@ class Writer:
                 self._make_namespace(namespace)
             else:
                 size = sum(len(data) for _, data in batch)
+                self._database.writeback.wrote(size)
                 self._cleaner.after_write(size, garbage, len(batch))
                 return
         raise _cleared_again(batch[0][0], namespace)
