@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Awaitable, Callable, Dict, List, Optional, Set
 
 from kv_store_adapter import DiskKVStore, KVStoreProtocol, MemoryKVStore, RedisKVStore, cached
+from kv_store_adapter.disk.folder import _HEADER
 
 #: The three backends, and disk once more with every value in a file of its own.
 BACKENDS = ["memory", "disk", "files", "redis"]
@@ -64,7 +65,7 @@ class Ground:
         if self.kind == "redis":
             return bytes(store._client.get(store._layout.name(key, namespace)))
         value, file = self._row(store, key, namespace)
-        return bytes(value) if file is None else self._path(store, file).read_bytes()[22:]
+        return bytes(value) if file is None else self._path(store, file).read_bytes()[_HEADER:]
 
     def plant(self, store: Any, key: str, data: bytes, namespace: Optional[str] = "n") -> None:
         """Put bytes in the place of an entry's, going round the store; make one if there is none."""
@@ -79,7 +80,7 @@ class Ground:
             _, file = self._row(store, key, namespace)
             if file is not None:
                 path = self._path(store, file)
-                path.write_bytes(path.read_bytes()[:22] + data)
+                path.write_bytes(path.read_bytes()[:_HEADER] + data)
             value = data if file is None else None
             self.sql(
                 store,
