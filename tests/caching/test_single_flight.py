@@ -827,7 +827,7 @@ AMONG_SIGNALS = """
         return -x
 
     def work():
-        for _ in range(200):
+        for _ in range(2000):
             asked[0] = number = next(numbers)
             assert f(number) == f(number) == -number
 
