@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
+from kv_store_adapter.disk import recent
 from server import NO_SERVER, Server, find_server
 
 # Few examples by default, so that the whole suite stays quick; no deadline, because the machine may
@@ -27,6 +28,8 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 settings.load_profile("ours")
+# Few tests read often enough for it to be worth while: here it is always, so all of them see it.
+recent._WORTH = 0
 if sys.prefix != sys.base_prefix:
     # Its tables of Unicode: into .venv, not into the folder one happens to be in.
     set_hypothesis_home_dir(Path(sys.prefix, ".hypothesis"))

@@ -11,6 +11,7 @@ from .clock import time_ms
 from .database import Database
 from .folder import Folder
 from .pool import is_full
+from .recent import Place
 from .space import Reserve
 from .statements import DUE
 
@@ -76,9 +77,11 @@ class Cleaner:
                 self._written = 0
                 self._quietly(self._shrink)
 
-    def write(self, sql: str, parameters: Sequence[Any] = ()) -> Tuple[int, int]:
+    def write(
+        self, sql: str, parameters: Sequence[Any] = (), place: Optional[Place] = None
+    ) -> Tuple[int, int]:
         """A write that frees space: works on a full disk, too."""
-        done = self._in_any_case(lambda: self._database.write(sql, parameters))
+        done = self._in_any_case(lambda: self._database.write(sql, parameters, place))
         self._database.writeback.wrote(0)
         return done
 

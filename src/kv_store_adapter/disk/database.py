@@ -14,6 +14,7 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple, TypeVar
 from ..exceptions import StoreUnavailableError
 from ..guard import let_go
 from .pool import LONGEST_NAP, Pool, garbled, is_busy
+from .recent import Place
 from .writeback import Writeback
 
 __all__ = ["Database"]
@@ -117,23 +118,34 @@ class Database(Pool):
         """Run `work` on a connection, again while another process is in the way."""
         return self._run(work, "read")
 
-    def write(self, sql: str, parameters: Sequence[Any] = ()) -> Tuple[int, int]:
-        """Run one writing statement: how many rows it changed, and how many with its triggers."""
-        turn = self._turn
+    def write(
+        self, sql: str, parameters: Sequence[Any] = (), place: Optional[Place] = None
+    ) -> Tuple[int, int]:
+        """Run one writing statement: how many rows it changed, and how many with its triggers.
+
+        `place` tells that it changes this entry and no other one, so that others stay remembered;
+        it may count no row that is as it was, because that commits nothing.
+        """
+        turn, recent = self._turn, self.recent
         try:
             try:
                 if not turn.lock.acquire(blocking=False):
                     turn.wait()
                 # The whole of a set, as `fetch_one` is of a get.
                 cursor = self._take()
+                told = place if recent else None
                 try:
                     connection = cursor.connection
                     before = connection.total_changes
+                    recent.writing = told
                     rows = cursor.execute(sql, parameters).rowcount
+                    if rows > 0 and told is not None:
+                        recent.wrote(told)
                     return rows, connection.total_changes - before
                 except (sqlite3.Error, UnicodeDecodeError, OverflowError):
                     pass  # nothing was done, so it is done again where there is patience
                 finally:
+                    recent.writing = None
                     # As `_give` does; one statement by itself leaves no transaction open.
                     self._idle.append(cursor)
                     if self._waiting or self._closed:

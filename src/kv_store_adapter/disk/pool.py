@@ -15,6 +15,8 @@ from typing import Any, Callable, Deque, List, Optional, Set, Tuple
 from .. import forking
 from ..exceptions import StoreClosedError, StoreUnavailableError
 from .folder import RESERVE, SPARE
+from .recent import Recent
+from .watch import Watch
 
 __all__ = ["LONGEST_NAP", "Pool", "garbled", "is_busy", "is_full"]
 
@@ -67,6 +69,9 @@ class Pool(forking.Forkable):
         timeout: Seconds to wait for a free connection, or to open one, before giving up.
         connections: How many connections this process opens at most.
 
+    Attributes:
+        recent: What was read lately. It is forgotten when connections are closed.
+
     Notes:
         *Threads.* A connection serves one thread at a time; the last one used is used next. It is
         passed around as its one cursor: making one anew costs an eighth of a get.
@@ -95,6 +100,11 @@ class Pool(forking.Forkable):
         self._most = connections
         self._closed = False
         self._forking = False
+        # The file that is open; `None` where it is not always the same.
+        self._inode: Optional[Tuple[int, int]] = None
+        # Weakly: a store that nobody uses any more is closed at once, not by the garbage collector.
+        pool = weakref.ref(self)
+        self.recent = Recent(lambda: _watch_for(pool()))
         self._new_state()
         forking.register(self)
 
@@ -187,6 +197,7 @@ class Pool(forking.Forkable):
                     time.sleep(LONGEST_NAP * random.random())  # others look at other times
                 else:
                     connection.execute(f"PRAGMA cache_size=-{pages}")
+                    self._note_inode()
                     return connection
         except BaseException as error:
             if connection is not None:
@@ -196,6 +207,11 @@ class Pool(forking.Forkable):
             if isinstance(error, sqlite3.Error):
                 raise self._unavailable(error) from error
             raise
+
+    def _note_inode(self) -> None:
+        inode = _inode_of(self.path)
+        # The only one that is open: what others saw before does not matter.
+        self._inode = inode if len(self._open) <= 1 or inode == self._inode else None
 
     def _make_room(self) -> None:
         # The files that SQLite needs besides the database find no room: the reserve's is theirs.
@@ -220,6 +236,7 @@ class Pool(forking.Forkable):
             self._close_idle()
 
     def _close_idle(self) -> None:
+        self.recent.forget()
         while True:
             try:
                 cursor = self._idle.pop()
@@ -268,6 +285,7 @@ class Pool(forking.Forkable):
         deadline = time.monotonic() + _PATIENCE
         self._changed.acquire()
         self._forking = True
+        self.recent.rest()
         while True:
             while True:
                 try:
@@ -288,18 +306,27 @@ class Pool(forking.Forkable):
 
     def _after_fork_in_parent(self) -> None:
         self._forking = False
+        self.recent.wake()
         self._in_use = []
         self._changed.notify_all()
         self._changed.release()
 
     def _after_fork_in_child(self) -> None:
-        inherited = (*self._idle, *self._open, *self._in_use)
+        self._inode = None
+        watch = self.recent.orphan()
+        inherited = (*self._idle, *self._open, *self._in_use, *([] if watch is None else [watch]))
         if inherited:
             _inherited.extend(inherited)
             _unusable.add(_inode_of(self.path))
             _unusable.discard(None)
         self._forking = False
         self._new_state()
+
+
+def _watch_for(pool: Optional[Pool]) -> Watch:
+    if pool is None or pool._closed or pool._inode is None or not hasattr(os, "pread"):
+        raise OSError("there is nothing to watch")
+    return Watch(pool.path, pool._inode)
 
 
 def _inode_of(path: str) -> Optional[Tuple[int, int]]:

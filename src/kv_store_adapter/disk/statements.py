@@ -13,6 +13,7 @@ __all__ = [
     "EXPIRES",
     "GET",
     "GET_QUICKLY",
+    "GET_TO_KEEP",
     "IN_DUE",
     "LIVE",
     "NS",
@@ -20,6 +21,7 @@ __all__ = [
     "SET",
     "SET_FIFTY",
     "SET_FILE",
+    "SET_ONE",
     "between",
 ]
 
@@ -35,6 +37,8 @@ GET_QUICKLY = (
     "AND (expires IS NULL OR (expires > ? AND expires < '')) THEN value END "
     "FROM namespaces CROSS JOIN entries ON ns = namespaces.id WHERE name = ? AND key = ?"
 )
+# The same with its expiry, where the value will be remembered.
+GET_TO_KEEP = GET_QUICKLY.replace(" END FROM", " END, expires FROM")
 _INSERT = "INSERT INTO entries(ns, key, expires, size, value, digest, file)"
 _ROW = f" VALUES({NS}, ?, ?, ?, ?, ?, NULL)"
 _UPDATE = (
@@ -42,6 +46,12 @@ _UPDATE = (
     "value = excluded.value, digest = excluded.digest, file = excluded.file"
 )
 SET = _INSERT + _ROW + _UPDATE
+# By itself, not in a batch: what is there already is not written once more. SQLite would see that,
+# too, and commit nothing, but count a change.
+SET_ONE = SET + (
+    " WHERE entries.expires IS NOT excluded.expires OR entries.size IS NOT excluded.size "
+    "OR entries.value IS NOT excluded.value OR entries.digest IS NOT excluded.digest"
+)
 # Fifty entries in one step: namespace (its number) and expiry, then key, value and digest of each.
 # It takes half the time of fifty steps. More make no difference, and SQLite before 3.32 takes 999
 # parameters at most. What ON CONFLICT belongs to is clear to SQLite only after a WHERE.

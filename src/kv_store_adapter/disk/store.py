@@ -35,7 +35,19 @@ from .clock import deadline, time_ms
 from .database import Database
 from .folder import Folder, checksum, damaged
 from .lease import DiskLease
-from .statements import ALIVE, DELETE, EXPIRES, GET, GET_QUICKLY, IN_DUE, LIVE, NS, between
+from .recent import Place
+from .statements import (
+    ALIVE,
+    DELETE,
+    EXPIRES,
+    GET,
+    GET_QUICKLY,
+    GET_TO_KEEP,
+    IN_DUE,
+    LIVE,
+    NS,
+    between,
+)
 from .writer import Writer
 
 if TYPE_CHECKING:
@@ -140,6 +152,7 @@ class DiskKVStore(KVStoreProtocol):
         self._database = Database(
             self._folder.database, schema.preparer(durable, self._path), timeout=timeout
         )
+        self._recent = self._database.recent
         schema.set_up(self._database, codec.name)
         self._cleaner = Cleaner(self._database, self._folder, size_limit)
         self._writer = Writer(
@@ -197,8 +210,17 @@ class DiskKVStore(KVStoreProtocol):
 
     def _read(self, key: str, namespace: Optional[str]) -> Any:
         if not self._verify:  # a checksum would be another column
-            now = time.time() * 1000
-            row = self._database.fetch_one(GET_QUICKLY, (now, namespace or "", key))
+            recent = self._recent
+            if recent.asleep > 0:
+                recent.asleep -= 1
+                now = time.time() * 1000
+                row = self._database.fetch_one(GET_QUICKLY, (now, namespace or "", key))
+            else:
+                place = (namespace, key)
+                value = recent.recall(place)
+                if value is not None:
+                    return self._decode(value, key, namespace)  # nobody has written since
+                row = self._read_to_keep(place)
             if row is None:
                 return MISSING
             value = row[0]
@@ -206,6 +228,19 @@ class DiskKVStore(KVStoreProtocol):
                 return self._decode(value, key, namespace)  # the usual hit
         row = self._database.fetch_one(GET, (namespace or "", key))
         return MISSING if row is None else self._load(row, key, namespace)
+
+    def _read_to_keep(self, place: Place) -> Optional[Tuple[Any, ...]]:
+        """A row of `GET_TO_KEEP`; its value is remembered, if it is one that readers expect."""
+        namespace, key = place
+        # Before the value: what is written in between makes it useless, not wrong.
+        seen = self._recent.look()
+        parameters = (time.time() * 1000, namespace or "", key)
+        if seen is None:
+            return self._database.fetch_one(GET_QUICKLY, parameters)
+        row = self._database.fetch_one(GET_TO_KEEP, parameters)
+        if row is not None and row[0].__class__ is bytes:
+            self._recent.keep(place, row, seen)
+        return row
 
     def _load(self, row: Tuple[Any, ...], key: str, namespace: Optional[str]) -> Any:
         """The value of a row of `GET`, or `MISSING` where it has expired."""
@@ -391,7 +426,9 @@ class DiskKVStore(KVStoreProtocol):
     def delete(self, key: str, namespace: Optional[str] = None) -> bool:
         """Delete `key` and return whether it was there. Atomic."""
         key, namespace = check_key(key), check_namespace(namespace)
-        deleted, changes = self._cleaner.write(DELETE, (namespace or "", key, time_ms()))
+        deleted, changes = self._cleaner.write(
+            DELETE, (namespace or "", key, time_ms()), (namespace, key)
+        )
         if not deleted:
             self._delete_expired([key], namespace)
         if changes > 1:

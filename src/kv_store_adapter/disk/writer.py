@@ -11,7 +11,7 @@ from .cleaning import Cleaner
 from .clock import time_ms
 from .database import Database
 from .folder import Folder, checksum
-from .statements import ADD, AT_ONCE, EXPIRES, ONLY_NEW, SET, SET_FIFTY, SET_FILE
+from .statements import ADD, AT_ONCE, EXPIRES, ONLY_NEW, SET, SET_FIFTY, SET_FILE, SET_ONE
 
 __all__ = ["Writer"]
 
@@ -72,12 +72,13 @@ class Writer:
             self.check_sizes([(key, data)], namespace)
         digest = None if self._checksum is None else self._checksum(key, namespace, data)
         row = (namespace or "", key, expires, len(data), data, digest)
+        place = (namespace, key)
         for _ in range(_PATIENCE):
             try:
                 if only_new:
-                    stored, changes = self._database.write(ADD, (*row, time_ms()))
+                    stored, changes = self._database.write(ADD, (*row, time_ms()), place)
                 else:
-                    stored, changes = self._database.write(SET, row)
+                    stored, changes = self._database.write(SET_ONE, row, place)
             except StoreUnavailableError as error:
                 if not _lacks_namespace(error):
                     raise

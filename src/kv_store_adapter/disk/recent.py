@@ -1,0 +1,222 @@
+"""Values that were read lately, for as long as nobody else has written since."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from typing import Any, Callable, Dict, Optional, Tuple
+
+from ..guard import let_go
+from .watch import HEAD, Watch, only
+
+__all__ = ["Place", "Recent"]
+
+#: Namespace and key.
+Place = Tuple[Optional[str], str]
+#: An object for each stretch of time in which nobody else wrote, and a state of the database in it.
+Now = Tuple[object, Optional[bytes]]
+
+# The most that is remembered, in bytes, and what an entry takes besides key and value.
+_MOST = 8 << 20
+_EACH = 300
+
+# What is longer profits less, and would put out many others.
+_LONGEST = 16 << 10
+
+# How many reads make it worth a connection to watch with, and how many more after one that could
+# not be had.
+_WORTH, _PATIENCE = 100, 10_000
+
+# What is read but never again costs a fifth of a get for nothing. So each value that is remembered
+# costs one of so many, each hit earns some, and when all are gone nothing is done for a while.
+_CREDIT, _EARNED, _SLEEP = 10_000, 3, 100_000
+
+_FOREVER = float("inf")
+
+
+class Recent(Dict[Place, Tuple[bytes, float, object]]):
+    """Serialised values by namespace and key, each with its deadline and its stretch of time.
+
+    A stretch ends with the first look after somebody else has written: nothing is told, everything
+    is looked at (see `Watch`). What this process writes under a single key changes that key only:
+    it counts such writes, and where there were as many commits, nobody else wrote.
+
+    Args:
+        watch: Makes a `Watch`.
+
+    Attributes:
+        asleep: For how many reads it is not worth looking here.
+        writing: The place that is being written to by a single statement, if one is: set before it
+            begins, by who has the writers' turn.
+
+    Notes:
+        *Threads.* All may read and keep, and one of them write, at the same time. Who looks takes
+        `_now` before anything else; who changes something does that first and `_now` last. What is
+        only counted for thrift may be off by a little.
+    """
+
+    __slots__ = (
+        *("_credit", "_make", "_mutex", "_now", "_own", "_size", "_watch", "_wished"),
+        *("asleep", "writing"),
+    )
+
+    def __init__(self, watch: Callable[[], Watch]) -> None:
+        super().__init__()
+        self._make = watch
+        self._mutex = threading.RLock()
+        self._watch: Optional[Watch] = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._now: Now = (object(), None)
+        self.clear()
+        # How many commits of ours there were since the state in `_now`.
+        self._own = 0
+        self.writing: Optional[Place] = None
+        self.asleep: int = 0
+        self._credit = _CREDIT
+        self._size = 0
+        self._wished = 0
+
+    def recall(self, place: Place) -> Optional[bytes]:
+        """The value that is stored under `place`, if it is remembered."""
+        era, state = self._now
+        entry = self.get(place)
+        watch = self._watch
+        if entry is None or entry[2] is not era or watch is None:
+            return None
+        try:
+            if os.pread(watch.file, HEAD, 0) != state:
+                now = self._follow(watch)
+                entry = self.get(place)
+                if now is None or entry is None or entry[2] is not now[0]:
+                    return None
+        except OSError:  # it was closed just now
+            return None
+        if entry[1] <= time.time() * 1000 or watch.pid != os.getpid():
+            return None
+        self._credit += _EARNED
+        return entry[0]
+
+    def _follow(self, watch: Watch) -> Optional[Now]:
+        """The state has changed: was that us? What holds now; ``None``: it can't be told yet."""
+        now: Optional[Now] = None
+        lock = self._mutex
+        try:
+            lock.acquire()
+            state = watch.state()
+            # In this order: a commit that shows in the state is counted already, or `writing`.
+            if state is not None and self.writing is None and watch is self._watch:
+                era, before = self._now
+                if before is None or not only(self._own, before, state):
+                    era = object()
+                self._now = now = (era, state)
+                self._own = 0
+            lock.release()
+        except BaseException:
+            let_go(lock)
+            raise
+        return now
+
+    def look(self) -> Optional[Tuple[Now, int]]:
+        """What holds now, to be asked for before reading what shall be kept; ``None``: don't."""
+        watch = self._watch
+        if watch is None:
+            self._wished += 1
+            if self._wished <= _WORTH:
+                return None
+            watch = self._begin()
+            if watch is None:
+                return None
+        self._credit -= 1
+        if self._credit < 0:
+            self._credit, self.asleep = _CREDIT, _SLEEP
+            self.clear()
+            return None
+        now: Optional[Now] = self._now
+        own = self._own
+        if now is not None and now[1] != watch.state():
+            now = self._follow(watch)
+            own = self._own
+        return None if now is None else (now, own)
+
+    def keep(self, place: Place, row: Tuple[Any, ...], seen: Tuple[Now, int]) -> None:
+        """Remember a value and its expiry that were read after `seen` was looked up."""
+        value, expires = row
+        if len(value) > _LONGEST:
+            return
+        self._credit = min(self._credit, _CREDIT)
+        size = len(value) + len(place[1]) + _EACH
+        now, own = seen
+        lock = self._mutex
+        try:
+            lock.acquire()
+            # Else it was written meanwhile, or is just now, and what was read may be older.
+            if self._now is now and self._own == own and self.writing is None:
+                self._size += size
+                if self._size > _MOST:
+                    # All of it: what is in use is soon back.
+                    self.clear()
+                    self._size = size
+                self[place] = (value, _FOREVER if expires is None else expires, now[0])
+            lock.release()
+        except BaseException:
+            let_go(lock)
+            raise
+
+    def wrote(self, place: Place) -> None:
+        """One commit of this process has changed what is under `place`, which is `writing`."""
+        lock = self._mutex
+        try:
+            lock.acquire()
+            gone = self.pop(place, None)
+            if gone is not None:
+                self._size -= len(gone[0]) + len(place[1]) + _EACH
+            if self.writing is place:  # else all was forgotten meanwhile
+                self._own += 1
+                self.writing = None
+            lock.release()
+        except BaseException:
+            let_go(lock)
+            raise
+
+    def _begin(self) -> Optional[Watch]:
+        with self._mutex:
+            if self._watch is None:
+                self._wished = -_PATIENCE
+                # Busy, another file system or format, no descriptors left: whatever it is, the read
+                # itself goes on without.
+                with contextlib.suppress(sqlite3.Error, OSError, UnicodeDecodeError):
+                    self._watch = self._make()
+                    self._wished = 0
+            return self._watch
+
+    def forget(self) -> None:
+        """Close the watch and forget all; what is read later begins anew."""
+        with self._mutex:
+            watch, self._watch = self._watch, None
+            self._begin_anew()
+            if watch is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    watch.close()
+
+    # ------------------------------------------------------------------ fork
+
+    def rest(self) -> None:
+        """Forget all, and begin nothing until `wake` is called on the same thread."""
+        self._mutex.acquire()
+        self.forget()
+
+    def wake(self) -> None:
+        """Go on, after `rest`."""
+        self._mutex.release()
+
+    def orphan(self) -> Optional[Watch]:
+        """In the child: start afresh. The watch that came through the fork, not closed."""
+        self._mutex = threading.RLock()
+        inherited, self._watch = self._watch, None
+        self._begin_anew()
+        return inherited
