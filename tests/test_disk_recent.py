@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import random
 import sqlite3
 import subprocess
@@ -323,18 +324,43 @@ def test_closing_one_store_leaves_the_locks_of_another(store: DiskKVStore, path:
     assert told.stdout == "locked\n"
 
 
-def test_it_is_bounded(store: DiskKVStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_bounded(path: Path) -> None:
     """Only so many bytes are remembered, and no long value."""
-    monkeypatch.setattr(recent, "_MOST", 100_000)
-    store.set_many({f"many{n}": b"x" * 1000 for n in range(300)})
-    store.set("long", b"x" * (recent._LONGEST + 1))
-    for n in range(300):
-        store.get(f"many{n}")
-        store.get("long")
-        held = sum(len(entry[0]) for entry in store._recent.values())
-        assert held <= 100_000
-    assert (None, "long") not in store._recent
-    assert (None, "many299") in store._recent
+    with DiskKVStore(path, remember=100_000) as store:
+        store.set_many({f"many{n}": b"x" * 1000 for n in range(300)})
+        store.set("long", b"x" * (recent._LONGEST + 1))
+        most = 0
+        for n in range(300):
+            store.get(f"many{n}")
+            store.get("long")
+            most = max(most, sum(len(entry[0]) for entry in store._recent.values()))
+        assert 50_000 < most <= 100_000
+        assert (None, "long") not in store._recent
+        assert (None, "many299") in store._recent
+
+
+def test_it_can_be_left_out(path: Path) -> None:
+    """remember=0 remembers nothing, also after a fork or a pickle; nonsense is refused."""
+    with DiskKVStore(path, remember=0) as store, pickle.loads(pickle.dumps(store)) as other:
+        store.set("key", 1)
+        for each in (store, other):
+            assert len(asked(each, lambda each=each: [each.get("key") for _ in range(300)])) == 300
+            assert each._recent._watch is None
+    with pytest.raises(ValueError, match="remember"):
+        DiskKVStore(path, remember=-1)
+    for wrong in (True, 1.5, "8", None):
+        with pytest.raises(TypeError, match="remember"):
+            DiskKVStore(path, remember=wrong)  # type: ignore[arg-type]
+
+
+def test_what_was_verified_is_remembered(path: Path) -> None:
+    """With verify=True a value is remembered once its checksum has been compared."""
+    with DiskKVStore(path, verify=True) as store:
+        store.set_many({f"k{n}": n for n in range(20)})
+        store.set_many({f"k{n}": -n for n in range(20)}, "n", ttl=60)
+        remember(store)
+        with time_machine.travel(time.time() + 61, tick=False), pytest.raises(KeyNotFoundError):
+            store.get("k3", "n")
 
 
 def test_it_sleeps_where_nothing_is_read_twice(

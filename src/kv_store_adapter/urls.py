@@ -18,7 +18,8 @@ def open_store(url: str, **options: Any) -> KVStoreProtocol:
 
             - ``memory://`` with ``?maxsize=1000``
             - ``disk:///absolute/path`` or ``disk:relative/path``, with ``?durable=true``,
-              ``size_limit=``, ``spill_threshold=``, ``verify=``, ``trust_root=``, ``timeout=``
+              ``size_limit=``, ``spill_threshold=``, ``verify=``, ``remember=``, ``trust_root=``,
+              ``timeout=``
             - ``redis://``, ``rediss://`` or ``unix://`` as redis-py takes them, with ``?prefix=``
               besides redis-py's own options
 
@@ -64,6 +65,7 @@ def _open_disk(url: str, options: Dict[str, Any]) -> KVStoreProtocol:
         raise ValueError("A disk store has a path: disk:///absolute/path or disk:relative/path.")
     kinds: Dict[str, Callable[[str], Any]] = {
         "durable": _read_bool,
+        "remember": int,
         "size_limit": int,
         "spill_threshold": int,
         "timeout": float,

@@ -46,7 +46,7 @@ def measure(root: str, size: int, threshold: int) -> Tuple[float, float, float]:
         return median(times) * 1e6
 
     folder = tempfile.mkdtemp(dir=root)
-    with DiskKVStore(folder, spill_threshold=threshold, serializer=Raw()) as store:
+    with DiskKVStore(folder, spill_threshold=threshold, serializer=Raw(), remember=0) as store:
 
         def put(key: str) -> None:
             store.set(key, value)

@@ -53,9 +53,10 @@ class Database(Pool):
         prepare: Callable[[sqlite3.Connection], None],
         *,
         timeout: float,
+        remember: int = 0,
         connections: int = 8,
     ) -> None:
-        super().__init__(path, prepare, timeout=timeout, connections=connections)
+        super().__init__(path, prepare, timeout=timeout, remember=remember, connections=connections)
         self.writeback = Writeback(path)
 
     def _new_state(self) -> None:

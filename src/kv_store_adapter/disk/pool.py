@@ -67,6 +67,7 @@ class Pool(forking.Forkable):
         path: The database file.
         prepare: Called once with each new connection.
         timeout: Seconds to wait for a free connection, or to open one, before giving up.
+        remember: How many bytes of values `recent` may hold.
         connections: How many connections this process opens at most.
 
     Attributes:
@@ -92,6 +93,7 @@ class Pool(forking.Forkable):
         prepare: Callable[[sqlite3.Connection], None],
         *,
         timeout: float,
+        remember: int = 0,
         connections: int = 8,
     ) -> None:
         self.path = path
@@ -104,7 +106,7 @@ class Pool(forking.Forkable):
         self._inode: Optional[Tuple[int, int]] = None
         # Weakly: a store that nobody uses any more is closed at once, not by the garbage collector.
         pool = weakref.ref(self)
-        self.recent = Recent(lambda: _watch_for(pool()))
+        self.recent = Recent(remember, lambda: _watch_for(pool()))
         self._new_state()
         forking.register(self)
 

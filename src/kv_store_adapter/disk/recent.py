@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import sys
 import threading
 import time
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -19,8 +20,7 @@ Place = Tuple[Optional[str], str]
 #: An object for each stretch of time in which nobody else wrote, and a state of the database in it.
 Now = Tuple[object, Optional[bytes]]
 
-# The most that is remembered, in bytes, and what an entry takes besides key and value.
-_MOST = 8 << 20
+# What an entry takes besides key and value, in bytes.
 _EACH = 300
 
 # What is longer profits less, and would put out many others.
@@ -45,6 +45,7 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
     it counts such writes, and where there were as many commits, nobody else wrote.
 
     Args:
+        most: How many bytes to remember; 0: nothing.
         watch: Makes a `Watch`.
 
     Attributes:
@@ -59,12 +60,13 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
     """
 
     __slots__ = (
-        *("_credit", "_make", "_mutex", "_now", "_own", "_size", "_watch", "_wished"),
+        *("_credit", "_make", "_most", "_mutex", "_now", "_own", "_size", "_watch", "_wished"),
         *("asleep", "writing"),
     )
 
-    def __init__(self, watch: Callable[[], Watch]) -> None:
+    def __init__(self, most: int, watch: Callable[[], Watch]) -> None:
         super().__init__()
+        self._most = most
         self._make = watch
         self._mutex = threading.RLock()
         self._watch: Optional[Watch] = None
@@ -76,7 +78,7 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
         # How many commits of ours there were since the state in `_now`.
         self._own = 0
         self.writing: Optional[Place] = None
-        self.asleep: int = 0
+        self.asleep: int = 0 if self._most else sys.maxsize
         self._credit = _CREDIT
         self._size = 0
         self._wished = 0
@@ -144,8 +146,8 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
         return None if now is None else (now, own)
 
     def keep(self, place: Place, row: Tuple[Any, ...], seen: Tuple[Now, int]) -> None:
-        """Remember a value and its expiry that were read after `seen` was looked up."""
-        value, expires = row
+        """Remember a row's value and expiry, which were read after `seen` was looked up."""
+        value, expires = row[0], row[1]
         if len(value) > _LONGEST:
             return
         self._credit = min(self._credit, _CREDIT)
@@ -157,7 +159,7 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
             # Else it was written meanwhile, or is just now, and what was read may be older.
             if self._now is now and self._own == own and self.writing is None:
                 self._size += size
-                if self._size > _MOST:
+                if self._size > self._most:
                     # All of it: what is in use is soon back.
                     self.clear()
                     self._size = size

@@ -35,7 +35,6 @@ from .clock import deadline, time_ms
 from .database import Database
 from .folder import Folder, checksum, damaged
 from .lease import DiskLease
-from .recent import Place
 from .statements import (
     ALIVE,
     DELETE,
@@ -56,6 +55,9 @@ if TYPE_CHECKING:
     from .repair import Damage
 
 __all__ = ["DiskKVStore"]
+
+#: How many bytes of values that were read a store remembers.
+REMEMBERED = 8 << 20
 
 #: From this size, in bytes, a value has a file of its own. Measured: see docs/design.md.
 SPILL_THRESHOLD = 128 * 1024
@@ -84,6 +86,8 @@ class DiskKVStore(KVStoreProtocol):
             entries stored first go first.
         spill_threshold: From how many bytes a value gets a file of its own.
         verify: Keep a checksum with each value and compare it when reading.
+        remember: How many bytes of values that were read this process remembers, for as long as
+            nobody else has written to the folder since; 0: none.
         trust_root: Use the folder although it is a link, another user's, or writable for others.
         timeout: Seconds to wait for other processes at most, before `StoreUnavailableError`.
 
@@ -115,6 +119,7 @@ class DiskKVStore(KVStoreProtocol):
         size_limit: Optional[int] = None,
         spill_threshold: int = SPILL_THRESHOLD,
         verify: bool = False,
+        remember: int = REMEMBERED,
         trust_root: bool = False,
         timeout: float = 10.0,
     ) -> None:
@@ -126,12 +131,17 @@ class DiskKVStore(KVStoreProtocol):
             raise ValueError(
                 f"size_limit is a number of bytes above zero, or None: {size_limit!r}."
             )
+        if isinstance(remember, bool) or not isinstance(remember, int):
+            raise TypeError(f"remember is a number of bytes, not {type(remember).__name__}.")
+        if remember < 0:
+            raise ValueError(f"remember is a number of bytes, or 0 for none: {remember!r}.")
         self._options = {
             "serializer": serializer,
             "durable": durable,
             "size_limit": size_limit,
             "spill_threshold": spill_threshold,
             "verify": verify,
+            "remember": remember,
             "trust_root": trust_root,
             "timeout": timeout,
         }
@@ -150,7 +160,10 @@ class DiskKVStore(KVStoreProtocol):
             raise ValueError("A path can't hold NUL.")
         self._folder = Folder(self._path, trust_root=trust_root, durable=durable)
         self._database = Database(
-            self._folder.database, schema.preparer(durable, self._path), timeout=timeout
+            self._folder.database,
+            schema.preparer(durable, self._path),
+            timeout=timeout,
+            remember=remember,
         )
         self._recent = self._database.recent
         schema.set_up(self._database, codec.name)
@@ -209,38 +222,32 @@ class DiskKVStore(KVStoreProtocol):
         return lambda key: read(check_key(key), namespace)
 
     def _read(self, key: str, namespace: Optional[str]) -> Any:
+        recent, seen = self._recent, None
+        if recent.asleep > 0:
+            recent.asleep -= 1
+        else:
+            place = (namespace, key)
+            value = recent.recall(place)
+            if value is not None:
+                return self._decode(value, key, namespace)  # nobody has written since
+            # Before the value: what is written in between makes it useless, not wrong.
+            seen = recent.look()
         if not self._verify:  # a checksum would be another column
-            recent = self._recent
-            if recent.asleep > 0:
-                recent.asleep -= 1
-                now = time.time() * 1000
-                row = self._database.fetch_one(GET_QUICKLY, (now, namespace or "", key))
-            else:
-                place = (namespace, key)
-                value = recent.recall(place)
-                if value is not None:
-                    return self._decode(value, key, namespace)  # nobody has written since
-                row = self._read_to_keep(place)
+            sql = GET_QUICKLY if seen is None else GET_TO_KEEP
+            row = self._database.fetch_one(sql, (time.time() * 1000, namespace or "", key))
             if row is None:
                 return MISSING
-            value = row[0]
-            if value.__class__ is bytes:
-                return self._decode(value, key, namespace)  # the usual hit
+            if row[0].__class__ is bytes:  # the usual hit
+                if seen is not None:
+                    recent.keep(place, row, seen)
+                return self._decode(row[0], key, namespace)
         row = self._database.fetch_one(GET, (namespace or "", key))
-        return MISSING if row is None else self._load(row, key, namespace)
-
-    def _read_to_keep(self, place: Place) -> Optional[Tuple[Any, ...]]:
-        """A row of `GET_TO_KEEP`; its value is remembered, if it is one that readers expect."""
-        namespace, key = place
-        # Before the value: what is written in between makes it useless, not wrong.
-        seen = self._recent.look()
-        parameters = (time.time() * 1000, namespace or "", key)
-        if seen is None:
-            return self._database.fetch_one(GET_QUICKLY, parameters)
-        row = self._database.fetch_one(GET_TO_KEEP, parameters)
-        if row is not None and row[0].__class__ is bytes:
-            self._recent.keep(place, row, seen)
-        return row
+        if row is None:
+            return MISSING
+        value = self._load(row, key, namespace)
+        if self._verify and seen is not None and value is not MISSING and row[3] is None:
+            recent.keep(place, row, seen)
+        return value
 
     def _load(self, row: Tuple[Any, ...], key: str, namespace: Optional[str]) -> Any:
         """The value of a row of `GET`, or `MISSING` where it has expired."""
