@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dis
+import gc
 import multiprocessing
 import os
 import pickle
 import random
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
@@ -35,6 +39,10 @@ def path(tmp_path: Path) -> Path:
 def store(path: Path) -> Iterator[DiskKVStore]:
     """A store with entries of two namespaces, all of them remembered."""
     with DiskKVStore(path) as made:
+        # Commits that are counted: only where there were many can few be told from others'.
+        for n in range(700):
+            made.set("counted", n)
+        made.delete("counted")
         made.set_many({f"k{n}": n for n in range(20)})
         made.set_many({f"k{n}": -n for n in range(20)}, "n", ttl=60)
         remember(made)
@@ -128,15 +136,13 @@ def test_a_change_by_another_program_is_seen(store: DiskKVStore, path: Path) -> 
 
 
 def test_what_a_process_writes_itself_leaves_the_rest_remembered(store: DiskKVStore) -> None:
-    """After set(), add() and delete() of single keys the other values need not be asked for."""
+    """After set() and delete() of single keys the other values need not be asked for."""
     store.set("k1", "new", ttl=5)
     store.set("k2", "new")
     store.set("k2", "new")  # commits nothing
     store.delete("k3")
-    store.add("k4", "there already")
-    store.add("k30", "new")
     assert asked(store, lambda: [store.get(f"k{n}") for n in range(4, 20)]) == []
-    assert store.get("k1") == store.get("k2") == store.get("k30") == "new"
+    assert store.get("k1") == store.get("k2") == "new"
     assert store.get("k3", default=None) is None
 
 
@@ -168,6 +174,43 @@ def test_writes_of_others_are_not_taken_for_own_ones(
                 exec(own, {"store": store})
             assert store.get("k9") == (first, others - 1)
             assert store.get("k9") == (first, others - 1)
+
+
+@pytest.mark.parametrize("between", [[], ["k5"]], ids=["", "with a look"])
+def test_what_was_read_before_a_write_is_not_kept_after_it(
+    store: DiskKVStore, between: List[str]
+) -> None:
+    """A thread that reads, and remembers after another one has written, remembers nothing older."""
+    memory, place = store._recent, (None, "k3")
+    seen = memory.look()
+    assert seen is not None
+    row = store._encode(3, "k3", None), None
+    store.set("k3", "new")
+    for key in between:
+        store.get(key)
+    memory.keep(place, row, seen)
+    assert store.get("k3") == "new"
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["", "all forgotten"])
+def test_a_look_before_a_commit_is_counted(
+    store: DiskKVStore, path: Path, monkeypatch: pytest.MonkeyPatch, anew: bool
+) -> None:
+    """A thread that looks between another's commit and its being counted does not lose count."""
+    wrote = recent.Recent.wrote
+
+    def read_first(self: recent.Recent, place: Any) -> None:
+        if anew:
+            self.forget()
+        assert [store.get("k9"), store.get("k9")] == [9, 9]
+        wrote(self, place)
+
+    monkeypatch.setattr(recent.Recent, "wrote", read_first)
+    store.set("k3", "new")
+    monkeypatch.undo()
+    with DiskKVStore(path) as other:
+        other.set("k9", "new")
+    assert store.get("k9") == "new"
 
 
 def test_what_is_remembered_expires(store: DiskKVStore) -> None:
@@ -377,6 +420,260 @@ def test_it_sleeps_where_nothing_is_read_twice(
     for n in range(100):
         assert store.get(f"many{n}") == n
     remember(store)
+
+
+# The head of an index of the log: the number of commits, of frames, and two salts.
+SHAPE = struct.Struct("=8xI4xI12x4s4s8x")
+
+
+def test_commits_are_counted_only_where_no_others_can_be_among_them() -> None:
+    """What lies between two states is this process's if number and length of commits say so, and the numbers can't have begun anew."""
+
+    def head(commits: int, frames: int, salt: int = 7) -> bytes:
+        return SHAPE.pack(commits, frames, salt.to_bytes(4, "big"), b"salt")
+
+    before = head(1000, 500)
+    assert watch.only(0, before, before)
+    assert not watch.only(0, before, head(1000, 501))
+    assert watch.only(1, before, head(1001, 502))
+    assert watch.only(3, before, head(1003, 503))
+    assert not watch.only(1, before, head(1002, 502))
+    assert not watch.only(2, before, head(1001, 502))
+    # The log has begun anew, once; twice can't be told.
+    assert watch.only(1, before, head(1001, 2, 8))
+    assert watch.only(1, head(1000, 500, 2**32 - 1), head(1001, 2, 0))
+    assert not watch.only(1, before, head(1001, 2, 9))
+    # Longer than one commit is, or no longer: not only that commit.
+    assert not watch.only(1, before, head(1001, 565))
+    assert not watch.only(1, before, head(1001, 500))
+    # The index was mended, and as many commits followed as it had counted before: 64 frames or more.
+    assert not watch.only(1, head(63, 500), head(64, 564))
+    assert watch.only(1, head(64, 500), head(65, 564))
+    assert not watch.only(2, head(127, 500), head(129, 510))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="opens a descriptor once more")
+def test_an_index_that_is_mended_counts_for_nothing(path: Path) -> None:
+    """Where SQLite makes the index anew, and its numbers with it, what others wrote before is seen."""
+    with DiskKVStore(path) as store, DiskKVStore(path) as other:
+        index = -1
+        for own in range(1, 4):
+            store.set("x", "old")
+            assert store.get("x") == store.get("x") == "old"
+            for n in range(3):
+                other.set("x", n)
+            # As a process leaves it that dies between the two copies of the head. Closed at the
+            # end only: that takes away SQLite's locks.
+            if index < 0:
+                index = os.open(f"{path}/kv-store.sqlite3-shm", os.O_RDWR)
+            os.pwrite(index, b"\0" * 8, watch.HEAD + 8)
+            for n in range(own):
+                store.set("z", (own, n))
+            assert store.get("x") == 2
+    os.close(index)
+
+
+def test_the_same_entry_added_twice_is_one_commit(path: Path) -> None:
+    """An add() in place of what is the same and over counts as a row and commits nothing; others' writes are seen all the same."""
+    with DiskKVStore(path) as store, DiskKVStore(path) as other:
+        store.set("x", "old")
+        for _ in range(200):
+            store.set("y", random.random())
+        now = time.time()
+        expires = int(now * 1000) + 20
+        data = store._encode("v", "k", None)
+        with time_machine.travel(now, tick=False):
+            assert store._writer.put("k", data, None, expires, only_new=True)
+            assert store.get("x") == store.get("x") == "old"
+        with time_machine.travel(now + 1, tick=False):
+            assert store._writer.put("k", data, None, expires, only_new=True)
+            other.set("x", "new")
+            assert store.get("x") == "new"
+
+
+@needs_fork
+def test_forks_beside_a_writer_are_quick(store: DiskKVStore) -> None:
+    """A fork waits for a writer's one operation, and its child can use the store."""
+    ended = threading.Event()
+
+    def write() -> None:
+        n = 0
+        while not ended.is_set():
+            n += 1
+            store.set(f"w{n % 50}", n)
+            assert store.get("k1") == 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        slow = 0
+        for _ in range(20):
+            start = time.perf_counter()
+            child = os.fork()
+            if not child:
+                code = 1
+                try:
+                    code = store.get("k1") - 1
+                finally:
+                    os._exit(code)
+            slow += time.perf_counter() - start > 1
+            assert os.waitpid(child, 0)[1] == 0
+        assert slow < 10, slow
+    finally:
+        ended.set()
+        writer.join()
+
+
+@needs_fork
+def test_a_fork_in_the_middle_of_a_look(path: Path) -> None:
+    """Where a signal's handler forks and reads between two steps of a get(), what was written before the get() began is read."""
+    with DiskKVStore(path) as store:
+        store.set_many({"k": "old", "o": 1})
+    code = recent.Recent.recall.__code__
+    for stop in sorted({line for _, line in dis.findlinestarts(code) if line}):
+        with DiskKVStore(path) as store:
+            store.set("k", "old")
+        with DiskKVStore(path) as store:
+            assert store.get("o") == 1
+            assert store.get("k") == store.get("k") == "old"
+            elsewhere(path, "store.set('k', 'new')")
+            assert _interrupted(store, code, stop) == "new", f"line {stop}"
+
+
+def _interrupted(store: DiskKVStore, code: Any, stop: int) -> Any:
+    """Get "k"; before line `stop` of `code` the process forks and reads."""
+
+    def at(frame: Any, event: str, _: Any) -> Any:
+        if event == "line" and frame.f_lineno == stop:
+            sys.settrace(None)
+            frame.f_trace = None
+            child = os.fork()
+            if not child:
+                os._exit(0)
+            os.waitpid(child, 0)
+            assert store.get("o") == 1
+        return at
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, _: at if frame.f_code is code else None)
+    try:
+        return store.get("k")
+    finally:
+        sys.settrace(before)
+
+
+FORKED_IN_C = """
+import ctypes, os, signal, sys, threading
+from kv_store_adapter import DiskKVStore, StoreUnavailableError
+from kv_store_adapter.disk import recent
+
+recent._WORTH = 0
+store = DiskKVStore(sys.argv[1])
+store.set("k", 1)
+store.get("k"), store.get("k")
+only, inside, go = recent.only, threading.Event(), threading.Event()
+
+def wait(*arguments):
+    inside.set()
+    go.wait(30)
+    return only(*arguments)
+
+recent.only = wait
+DiskKVStore(sys.argv[1]).set("k", 2)
+reader = threading.Thread(target=store.get, args=("k",))
+reader.start()
+assert inside.wait(30)
+child = ctypes.PyDLL(None).fork()
+if not child:
+    ctypes.pythonapi.PyOS_AfterFork_Child()
+    recent.only = only
+    signal.alarm(20)
+    try:
+        store.get("k")
+    except StoreUnavailableError:
+        os._exit(7)  # as documented
+    os._exit(1)
+go.set()
+reader.join()
+assert os.waitpid(child, 0)[1] == 7 << 8
+"""
+
+
+@needs_fork
+def test_a_fork_from_c_hangs_nobody(path: Path) -> None:
+    """A child that Python was not told of meets no lock that another thread of its parent had."""
+    subprocess.run([sys.executable, "-c", FORKED_IN_C, str(path)], check=True, timeout=60)
+
+
+def test_a_folder_that_is_replaced_under_a_watch(path: Path, tmp_path: Path) -> None:
+    """Where another folder takes its place and a new connection opens that one, nothing is remembered of the old one."""
+    with DiskKVStore(path) as store:
+        store.set_many({"k": "old", "j": 0})
+        assert store.get("k") == store.get("k") == "old"
+        os.rename(path, tmp_path / "old")
+        with DiskKVStore(path) as new:
+            new.set_many({"k": "new", "j": 0})
+            store._database._drop(store._database._take())  # as after a signal
+            for n in range(20):
+                new.set("j", n)
+                assert store.get("j") == store.get("j") == n
+            assert store.get("k") == "new"
+        # And with connections to both the replaced one and that in its place: nothing at all.
+        os.rename(path, tmp_path / "older")
+        with DiskKVStore(path) as newest:
+            cursors = [store._database._take(), store._database._take()]
+            for cursor in cursors:
+                store._database._give(cursor)
+            for n in range(20):
+                newest.set("j", n)
+                assert store.get("j") == store.get("j") == n
+            assert store._recent._watch is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_stores_that_are_dropped_leave_no_file_open(tmp_path: Path) -> None:
+    """Stores that nobody closed leave few descriptors behind, however many there were."""
+    before = len(os.listdir("/proc/self/fd"))
+    for n in range(30):
+        store = DiskKVStore(tmp_path / f"dropped {n}")
+        store.set("k", n)
+        assert store.get("k") == store.get("k") == n
+        del store
+        gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before + 5
+
+
+def test_so_many_files_stay_open_and_no_more(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where too many files must be kept open because others use them, further stores remember nothing."""
+    gc.collect()
+    watch.sweep()
+    monkeypatch.setattr(watch, "_MOST_FILES", len(watch._opened) + 2)
+    watched = []
+    with contextlib.ExitStack() as stack:
+        for n in range(4):
+            store = stack.enter_context(DiskKVStore(tmp_path / str(n)))
+            store.set("k", n)
+            assert store.get("k") == store.get("k") == n
+            watched.append(store._recent._watch is not None)
+    assert watched == [True, True, False, False]
+    with DiskKVStore(path) as store:
+        store.set("k", 1)
+        assert store.get("k") == store.get("k") == 1
+        assert store._recent._watch is not None
+
+
+def test_names_count_as_well(path: Path) -> None:
+    """Keys and namespaces that are long count among the bytes that are remembered."""
+    with DiskKVStore(path, remember=200_000) as store:
+        most = 0
+        for n in range(100):
+            key, space = f"{'k' * 1000}{n}", f"{'n' * 16_000}{n % 2}"
+            store.set(key, n, space)
+            store.get(key, space)
+            most = max(most, len(store._recent))
+        assert 5 < most <= 12
 
 
 @pytest.mark.parametrize(

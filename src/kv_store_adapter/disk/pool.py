@@ -16,7 +16,7 @@ from .. import forking
 from ..exceptions import StoreClosedError, StoreUnavailableError
 from .folder import RESERVE, SPARE
 from .recent import Recent
-from .watch import Watch
+from .watch import Watch, sweep
 
 __all__ = ["LONGEST_NAP", "Pool", "garbled", "is_busy", "is_full"]
 
@@ -178,6 +178,7 @@ class Pool(forking.Forkable):
     def _connect(self, pages: int) -> sqlite3.Connection:
         connection = None
         made_room = False
+        inode = _inode_of(self.path)
         try:
             # timeout=0: the waiting is done here, in finer steps. One thread at a time uses a
             # connection, but not always the same one.
@@ -199,7 +200,7 @@ class Pool(forking.Forkable):
                     time.sleep(LONGEST_NAP * random.random())  # others look at other times
                 else:
                     connection.execute(f"PRAGMA cache_size=-{pages}")
-                    self._note_inode()
+                    self._opened(inode)
                     return connection
         except BaseException as error:
             if connection is not None:
@@ -210,10 +211,13 @@ class Pool(forking.Forkable):
                 raise self._unavailable(error) from error
             raise
 
-    def _note_inode(self) -> None:
-        inode = _inode_of(self.path)
-        # The only one that is open: what others saw before does not matter.
-        self._inode = inode if len(self._open) <= 1 or inode == self._inode else None
+    def _opened(self, inode: Optional[Tuple[int, int]]) -> None:
+        """A connection was opened while `inode` was what the path named."""
+        if _inode_of(self.path) != inode or (self._inode != inode and len(self._open) > 1):
+            inode = None  # the folder was replaced: not all connections see the same
+        if self._inode != inode:
+            self._inode = inode
+            self.recent.forget()
 
     def _make_room(self) -> None:
         # The files that SQLite needs besides the database find no room: the reserve's is theirs.
@@ -243,8 +247,9 @@ class Pool(forking.Forkable):
             try:
                 cursor = self._idle.pop()
             except IndexError:
-                return
+                break
             self._drop(cursor)
+        sweep()
 
     def _drop(self, cursor: sqlite3.Cursor) -> None:
         """Close a connection that was taken."""
@@ -287,7 +292,6 @@ class Pool(forking.Forkable):
         deadline = time.monotonic() + _PATIENCE
         self._changed.acquire()
         self._forking = True
-        self.recent.rest()
         while True:
             while True:
                 try:
@@ -301,6 +305,8 @@ class Pool(forking.Forkable):
             if not self._open or left <= 0:
                 # Held, because a child of CPython 3.8 drops the other threads' frames.
                 self._in_use = list(self._open)
+                # Not before: who writes wants to tell it so while he has a connection.
+                self.recent.rest()
                 return
             self._waiting += 1
             self._changed.wait(min(left, 0.05))

@@ -17,11 +17,12 @@ __all__ = ["Place", "Recent"]
 
 #: Namespace and key.
 Place = Tuple[Optional[str], str]
-#: An object for each stretch of time in which nobody else wrote, and a state of the database in it.
-Now = Tuple[object, Optional[bytes]]
+#: An object for each stretch of time in which nobody else wrote, a state of the database in it, and
+#: what tells it.
+Now = Tuple[object, Optional[bytes], Optional[Watch]]
 
-# What an entry takes besides key and value, in bytes.
-_EACH = 300
+# What an entry takes besides key, namespace and value, in bytes.
+_EACH = 200
 
 # What is longer profits less, and would put out many others.
 _LONGEST = 16 << 10
@@ -60,8 +61,8 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
     """
 
     __slots__ = (
-        *("_credit", "_make", "_most", "_mutex", "_now", "_own", "_size", "_watch", "_wished"),
-        *("asleep", "writing"),
+        *("_credit", "_make", "_most", "_mutex", "_now", "_own", "_pid", "_size", "_watch"),
+        *("_wished", "asleep", "writing"),
     )
 
     def __init__(self, most: int, watch: Callable[[], Watch]) -> None:
@@ -73,7 +74,8 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self._now: Now = (object(), None)
+        self._pid = os.getpid()
+        self._now: Now = (object(), None, None)
         self.clear()
         # How many commits of ours there were since the state in `_now`.
         self._own = 0
@@ -85,10 +87,9 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
 
     def recall(self, place: Place) -> Optional[bytes]:
         """The value that is stored under `place`, if it is remembered."""
-        era, state = self._now
+        era, state, watch = self._now
         entry = self.get(place)
-        watch = self._watch
-        if entry is None or entry[2] is not era or watch is None:
+        if entry is None or entry[2] is not era or watch is None or watch.pid != os.getpid():
             return None
         try:
             if os.pread(watch.file, HEAD, 0) != state:
@@ -98,7 +99,8 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
                     return None
         except OSError:  # it was closed just now
             return None
-        if entry[1] <= time.time() * 1000 or watch.pid != os.getpid():
+        # The descriptor's number may have become another one's: two empty logs look the same.
+        if watch is not self._watch or entry[1] <= time.time() * 1000:
             return None
         self._credit += _EARNED
         return entry[0]
@@ -112,10 +114,10 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
             state = watch.state()
             # In this order: a commit that shows in the state is counted already, or `writing`.
             if state is not None and self.writing is None and watch is self._watch:
-                era, before = self._now
+                era, before, _ = self._now
                 if before is None or not only(self._own, before, state):
                     era = object()
-                self._now = now = (era, state)
+                self._now = now = (era, state, watch)
                 self._own = 0
             lock.release()
         except BaseException:
@@ -131,8 +133,9 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
             if self._wished <= _WORTH:
                 return None
             watch = self._begin()
-            if watch is None:
-                return None
+        # What came through a fork that Python was not told of may be locked for ever.
+        if watch is None or watch.pid != os.getpid():
+            return None
         self._credit -= 1
         if self._credit < 0:
             self._credit, self.asleep = _CREDIT, _SLEEP
@@ -151,13 +154,14 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
         if len(value) > _LONGEST:
             return
         self._credit = min(self._credit, _CREDIT)
-        size = len(value) + len(place[1]) + _EACH
+        size = _weight(place, value)
         now, own = seen
         lock = self._mutex
         try:
             lock.acquire()
-            # Else it was written meanwhile, or is just now, and what was read may be older.
-            if self._now is now and self._own == own and self.writing is None:
+            # Else something was written meanwhile, and what was read may be older. What is being
+            # written just now is taken out again by `wrote`.
+            if self._now is now and self._own == own:
                 self._size += size
                 if self._size > self._most:
                     # All of it: what is in use is soon back.
@@ -176,7 +180,7 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
             lock.acquire()
             gone = self.pop(place, None)
             if gone is not None:
-                self._size -= len(gone[0]) + len(place[1]) + _EACH
+                self._size -= _weight(place, gone[0])
             if self.writing is place:  # else all was forgotten meanwhile
                 self._own += 1
                 self.writing = None
@@ -186,7 +190,11 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
             raise
 
     def _begin(self) -> Optional[Watch]:
-        with self._mutex:
+        if self._pid != os.getpid():
+            return None
+        lock = self._mutex
+        try:
+            lock.acquire()
             if self._watch is None:
                 self._wished = -_PATIENCE
                 # Busy, another file system or format, no descriptors left: whatever it is, the read
@@ -194,16 +202,27 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
                 with contextlib.suppress(sqlite3.Error, OSError, UnicodeDecodeError):
                     self._watch = self._make()
                     self._wished = 0
-            return self._watch
+            watch = self._watch
+            lock.release()
+        except BaseException:
+            let_go(lock)
+            raise
+        return watch
 
     def forget(self) -> None:
         """Close the watch and forget all; what is read later begins anew."""
-        with self._mutex:
+        lock = self._mutex
+        try:
+            lock.acquire()
             watch, self._watch = self._watch, None
             self._begin_anew()
             if watch is not None:
                 with contextlib.suppress(sqlite3.Error):
                     watch.close()
+            lock.release()
+        except BaseException:
+            let_go(lock)
+            raise
 
     # ------------------------------------------------------------------ fork
 
@@ -222,3 +241,9 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
         inherited, self._watch = self._watch, None
         self._begin_anew()
         return inherited
+
+
+def _weight(place: Place, value: bytes) -> int:
+    namespace, key = place
+    size = _EACH + len(value) + sys.getsizeof(key)
+    return size if namespace is None else size + sys.getsizeof(namespace)

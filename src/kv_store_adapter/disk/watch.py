@@ -13,12 +13,11 @@ import os
 import sqlite3
 import struct
 import sys
-import threading
 from typing import Any, Dict, Optional, Tuple
 
-from .. import forking
+from ..guard import Guard
 
-__all__ = ["HEAD", "Watch", "only"]
+__all__ = ["HEAD", "Watch", "only", "sweep"]
 
 #: The bytes of one copy of the head; SQLite keeps two, and writes this one last.
 HEAD = 48
@@ -27,9 +26,9 @@ HEAD = 48
 _VERSION = (3007000).to_bytes(4, sys.byteorder)
 
 # The number of commits, of frames in the log, and what tells this log from the last one.
-_FIELDS = struct.Struct("=8xI4xI12x8s").unpack_from
+_FIELDS = struct.Struct("=8xI4xI12x4s4s").unpack_from
 
-# More than one statement of ours writes: the largest value in the index takes 33 pages.
+# More than most commits of ours write: a value of 128 KiB takes 33 pages.
 _MOST_FRAMES = 64
 
 # Where in it stands that it is in use.
@@ -39,17 +38,12 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 
 
 # Every index of a log that was ever watched, by device and inode. Whoever closes a file takes away
 # all locks that his process has on it (POSIX), SQLite's too: so one is closed only when it has no
-# name any more, which SQLite takes away when its last connection is closed.
+# name any more. SQLite takes it away with its last connection; who else does has taken the data.
 _opened: Dict[Tuple[int, int], int] = {}
-_mutex = threading.RLock()
+_guard = Guard()
 
-
-def _after_fork() -> None:
-    global _mutex
-    _mutex = threading.RLock()
-
-
-forking.after_in_child(_after_fork)
+# So many of them may be open whose stores are closed here, but open in other processes.
+_MOST_FILES = 64
 
 
 class Watch:
@@ -100,15 +94,15 @@ class Watch:
     def state(self) -> Optional[bytes]:
         """What changes with every commit; ``None``: it can't be told."""
         try:
-            return os.pread(self.file, HEAD, 0)
+            head = os.pread(self.file, HEAD, 0)
         except OSError:
             return None
+        return head if len(head) == HEAD else None
 
     def close(self) -> None:
         """Stop watching. Twice is fine."""
         self.file = -1
         self._connection.close()
-        _close_unnamed()
 
 
 def _check_inode(path: str, inode: Tuple[int, int]) -> None:
@@ -120,48 +114,59 @@ def _check_inode(path: str, inode: Tuple[int, int]) -> None:
 def only(count: int, before: bytes, state: bytes) -> bool:
     """Whether exactly `count` small commits lie between two states of one watch.
 
-    The commits are counted, and the count begins anew only where a process dies in the one moment
-    in which the index is being changed. So the length of the log, which may have begun anew as
-    well, must fit.
+    Commits are numbered. The numbers begin anew where SQLite has to mend the index, because a
+    process died in the one moment in which it changed it. Then the numbers of others' commits may
+    come again, but as many commits as there were before make the log longer than `count` small
+    ones would. (A log may have begun anew, too: then its first salt is one higher.)
     """
     if not count:
         return before == state
-    commits, frames, salts = _FIELDS(before)
-    now_commits, now_frames, now_salts = _FIELDS(state)
-    written = now_frames - frames if salts == now_salts else now_frames
-    return bool(now_commits == commits + count and 0 < written <= _MOST_FRAMES * count)
+    commits, frames, *salts = _FIELDS(before)
+    now_commits, now_frames, *now_salts = _FIELDS(state)
+    if salts != now_salts:
+        if _number(now_salts[0]) != (_number(salts[0]) + 1) % 2**32:
+            return False
+        frames = 0
+    most = _MOST_FRAMES * count
+    return bool(commits >= most >= now_frames - frames > 0 and now_commits == commits + count)
 
 
+def _number(salt: bytes) -> int:
+    return int.from_bytes(salt, "big")
+
+
+def sweep() -> None:
+    """Close the files that nobody needs any more."""
+    if _opened:
+        _close_unnamed()
+
+
+@_guard
 def _file_of(path: str) -> int:
     """A descriptor of the file at `path`: the same one for as long as it is the same file."""
-    with _mutex:
-        about = os.stat(path)
-        inode = about.st_dev, about.st_ino
-        if inode in _opened and not _is_open(inode):
-            del _opened[inode]
-        if inode not in _opened:
-            found = os.open(path, _FLAGS)
-            about = os.fstat(found)
-            inode = about.st_dev, about.st_ino
-            # Replaced just now by one that is known already: then both stay open.
-            _opened.setdefault(inode, found)
-        return _opened[inode]
+    _close_unnamed()
+    about = os.stat(path)
+    found = _opened.get((about.st_dev, about.st_ino))
+    if found is None:
+        if len(_opened) >= _MOST_FILES:
+            raise OSError(f"{path} would be one of too many files that must stay open")
+        found = os.open(path, _FLAGS)
+        about = os.fstat(found)
+        # Replaced just now by one that is known already: then both stay open.
+        found = _opened.setdefault((about.st_dev, about.st_ino), found)
+    return found
 
 
-def _is_open(inode: Tuple[int, int]) -> bool:
-    """Whether the descriptor is still that file's: daemons close all, and numbers come again."""
-    try:
-        about = os.fstat(_opened[inode])
-    except OSError:
-        return False
-    return (about.st_dev, about.st_ino) == inode
-
-
+@_guard
 def _close_unnamed() -> None:
-    with _mutex:
-        for inode, file in list(_opened.items()):
-            if not _is_open(inode):
-                del _opened[inode]
-            elif not os.fstat(file).st_nlink:
-                del _opened[inode]
-                os.close(file)
+    for inode, file in list(_opened.items()):
+        try:
+            about = os.fstat(file)
+        except OSError:  # somebody closed it, as daemons close all
+            del _opened[inode]
+            continue
+        if (about.st_dev, about.st_ino) != inode:  # its number is another file's by now
+            del _opened[inode]
+        elif not about.st_nlink:
+            del _opened[inode]
+            os.close(file)

@@ -76,7 +76,8 @@ class Writer:
         for _ in range(_PATIENCE):
             try:
                 if only_new:
-                    stored, changes = self._database.write(ADD, (*row, time_ms()), place)
+                    # Without the place: what is there may be the same, and over just now.
+                    stored, changes = self._database.write(ADD, (*row, time_ms()))
                 else:
                     stored, changes = self._database.write(SET_ONE, row, place)
             except StoreUnavailableError as error:
