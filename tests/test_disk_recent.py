@@ -583,9 +583,8 @@ DiskKVStore(sys.argv[1]).set("k", 2)
 reader = threading.Thread(target=store.get, args=("k",))
 reader.start()
 assert inside.wait(30)
-child = ctypes.PyDLL(None).fork()
+child = ctypes.PyDLL(None).fork()  # as servers written in C do
 if not child:
-    ctypes.pythonapi.PyOS_AfterFork_Child()
     recent.only = only
     signal.alarm(20)
     try:

@@ -187,8 +187,8 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         if not table:
             return []
         now = time.time()
-        # To copy a dictionary is one step of the interpreter: no thread comes between. A list of its
-        # items would be as many tuples, and take twice as long.
+        # To copy a dictionary is one step of the interpreter: no thread comes between. A list of
+        # its items would be as many tuples, and take twice as long.
         return [
             key
             for key, entry in table.copy().items()
