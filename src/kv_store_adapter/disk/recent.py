@@ -140,6 +140,7 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
         if self._credit < 0:
             self._credit, self.asleep = _CREDIT, _SLEEP
             self.clear()
+            self._size = 0
             return None
         now: Optional[Now] = self._now
         own = self._own
@@ -214,11 +215,14 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
         lock = self._mutex
         try:
             lock.acquire()
-            watch, self._watch = self._watch, None
+            # The same, unless a signal's handler came in the middle of this.
+            watches = self._watch, self._now[2]
+            self._watch = None
             self._begin_anew()
-            if watch is not None:
-                with contextlib.suppress(sqlite3.Error):
-                    watch.close()
+            for watch in watches:
+                if watch is not None:
+                    with contextlib.suppress(sqlite3.Error):
+                        watch.close()
             lock.release()
         except BaseException:
             let_go(lock)
@@ -238,7 +242,7 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
     def orphan(self) -> Optional[Watch]:
         """In the child: start afresh. The watch that came through the fork, not closed."""
         self._mutex = threading.RLock()
-        inherited, self._watch = self._watch, None
+        inherited, self._watch = self._watch or self._now[2], None
         self._begin_anew()
         return inherited
 
