@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -185,8 +187,12 @@ def succeeds_in_a_child(work: Callable[[], Any]) -> bool:
     if not child:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(30)
+        # Before that: where it hangs.
+        faulthandler.dump_traceback_later(25, file=sys.__stderr__)
         try:
             os._exit(0 if work() else 9)
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
         finally:
             os._exit(8)
     return os.waitpid(child, 0)[1] == 0
