@@ -128,17 +128,21 @@ class Database(Pool):
         it may count no row that is as it was, because that commits nothing.
         """
         turn, recent = self._turn, self.recent
+        told: Optional[Place] = None
         try:
             try:
                 if not turn.lock.acquire(blocking=False):
                     turn.wait()
                 # The whole of a set, as `fetch_one` is of a get.
                 cursor = self._take()
-                told = place if recent else None
+                # One at a time: a signal's handler may write in the middle of another write.
+                if recent and recent.writing is None:
+                    told = place
                 try:
                     connection = cursor.connection
                     before = connection.total_changes
-                    recent.writing = told
+                    if told is not None:
+                        recent.writing = told
                     rows = cursor.execute(sql, parameters).rowcount
                     if rows > 0 and told is not None:
                         recent.wrote(told)
@@ -146,7 +150,8 @@ class Database(Pool):
                 except (sqlite3.Error, UnicodeDecodeError, OverflowError):
                     pass  # nothing was done, so it is done again where there is patience
                 finally:
-                    recent.writing = None
+                    if told is not None:
+                        recent.writing = None
                     # As `_give` does; one statement by itself leaves no transaction open.
                     self._idle.append(cursor)
                     if self._waiting or self._closed:
@@ -164,6 +169,8 @@ class Database(Pool):
                 except RuntimeError:
                     pass  # it was not taken
         except BaseException:
+            if told is not None:
+                recent.writing = None
             turn.is_over()
             raise
 

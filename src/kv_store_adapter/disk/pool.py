@@ -213,8 +213,14 @@ class Pool(forking.Forkable):
 
     def _opened(self, inode: Optional[Tuple[int, int]]) -> None:
         """A connection was opened while `inode` was what the path named."""
-        if _inode_of(self.path) != inode or (self._inode != inode and len(self._open) > 1):
-            inode = None  # the folder was replaced: not all connections see the same
+        if _inode_of(self.path) != inode:
+            inode = None  # the folder was replaced just now: not all connections see the same
+        elif self._inode is None:
+            # Those that are only being opened will come by here as well.
+            if not all(isinstance(place, _Place) for place in list(self._open)):
+                inode = None
+        elif self._inode != inode and len(self._open) > 1:
+            inode = None
         if self._inode != inode:
             self._inode = inode
             self.recent.forget()

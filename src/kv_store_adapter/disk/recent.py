@@ -33,7 +33,10 @@ _WORTH, _PATIENCE = 100, 10_000
 
 # What is read but never again costs a fifth of a get for nothing. So each value that is remembered
 # costs one of so many, each hit earns some, and when all are gone nothing is done for a while.
-_CREDIT, _EARNED, _SLEEP = 10_000, 3, 100_000
+_CREDIT, _EARNED, _SLEEP = 10_000, 2, 100_000
+
+# Seconds that a fork waits for who looks or begins.
+_LONGEST_REST = 2.0
 
 _FOREVER = float("inf")
 
@@ -62,7 +65,7 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
 
     __slots__ = (
         *("_credit", "_make", "_most", "_mutex", "_now", "_own", "_pid", "_size", "_watch"),
-        *("_wished", "asleep", "writing"),
+        *("_resting", "_wished", "asleep", "writing"),
     )
 
     def __init__(self, most: int, watch: Callable[[], Watch]) -> None:
@@ -71,6 +74,7 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
         self._make = watch
         self._mutex = threading.RLock()
         self._watch: Optional[Watch] = None
+        self._resting = False
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -169,6 +173,9 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
                     self.clear()
                     self._size = size
                 self[place] = (value, _FOREVER if expires is None else expires, now[0])
+                # A signal's handler, or a value that died just now, may have written in between.
+                if self._now is not now or self._own != own:
+                    self.pop(place, None)
             lock.release()
         except BaseException:
             let_go(lock)
@@ -212,6 +219,8 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
 
     def forget(self) -> None:
         """Close the watch and forget all; what is read later begins anew."""
+        if self._pid != os.getpid():
+            return  # another process's, whose lock may never be given back
         lock = self._mutex
         try:
             lock.acquire()
@@ -232,16 +241,22 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
 
     def rest(self) -> None:
         """Forget all, and begin nothing until `wake` is called on the same thread."""
-        self._mutex.acquire()
-        self.forget()
+        # Who has the lock may be in a signal's handler that waits for this fork. Then the watch
+        # goes through the fork, and the child can't use the file.
+        self._resting = self._mutex.acquire(timeout=_LONGEST_REST)
+        if self._resting:
+            self.forget()
 
     def wake(self) -> None:
         """Go on, after `rest`."""
-        self._mutex.release()
+        if self._resting:
+            self._resting = False
+            self._mutex.release()
 
     def orphan(self) -> Optional[Watch]:
         """In the child: start afresh. The watch that came through the fork, not closed."""
         self._mutex = threading.RLock()
+        self._resting = False
         inherited, self._watch = self._watch or self._now[2], None
         self._begin_anew()
         return inherited

@@ -13,6 +13,7 @@ import os
 import sqlite3
 import struct
 import sys
+import weakref
 from typing import Any, Dict, Optional, Tuple
 
 from ..guard import Guard
@@ -26,7 +27,7 @@ HEAD = 48
 _VERSION = (3007000).to_bytes(4, sys.byteorder)
 
 # The number of commits, of frames in the log, and what tells this log from the last one.
-_FIELDS = struct.Struct("=8xI4xI12x4s4s").unpack_from
+_FIELDS = struct.Struct("=8xI4xI12x8s").unpack_from
 
 # More than most commits of ours write: a value of 128 KiB takes 33 pages.
 _MOST_FRAMES = 64
@@ -40,6 +41,7 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 
 # all locks that his process has on it (POSIX), SQLite's too: so one is closed only when it has no
 # name any more. SQLite takes it away with its last connection; who else does has taken the data.
 _opened: Dict[Tuple[int, int], int] = {}
+_watches: weakref.WeakSet[Any] = weakref.WeakSet()
 _guard = Guard()
 
 # So many of them may be open whose stores are closed here, but open in other processes.
@@ -66,7 +68,7 @@ class Watch:
         used, see `pid`.
     """
 
-    __slots__ = ("_connection", "file", "pid")
+    __slots__ = ("__weakref__", "_connection", "file", "pid")
 
     def __init__(self, path: str, inode: Tuple[int, int]) -> None:
         self.pid: int = os.getpid()
@@ -83,7 +85,8 @@ class Watch:
             _check_inode(path, inode)
             if mode != "wal":
                 raise OSError(f"{path} has no log")
-            self.file = _file_of(f"{path}-shm")
+            _attach(self, f"{path}-shm")
+            _check_inode(path, inode)
             two = os.pread(self.file, 2 * HEAD, 0)
             if two[:4] != _VERSION or two[_IN_USE] != 1 or len(two) != 2 * HEAD:
                 raise OSError(f"{path}-shm is not as this version knows it")
@@ -117,22 +120,18 @@ def only(count: int, before: bytes, state: bytes) -> bool:
     Commits are numbered. The numbers begin anew where SQLite has to mend the index, because a
     process died in the one moment in which it changed it. Then the numbers of others' commits may
     come again, but as many commits as there were before make the log longer than `count` small
-    ones would. (A log may have begun anew, too: then its first salt is one higher.)
+    ones would. Where the log itself has begun anew its length says nothing.
     """
     if not count:
         return before == state
-    commits, frames, *salts = _FIELDS(before)
-    now_commits, now_frames, *now_salts = _FIELDS(state)
-    if salts != now_salts:
-        if _number(now_salts[0]) != (_number(salts[0]) + 1) % 2**32:
-            return False
-        frames = 0
+    commits, frames, salts = _FIELDS(before)
+    now_commits, now_frames, now_salts = _FIELDS(state)
     most = _MOST_FRAMES * count
-    return bool(commits >= most >= now_frames - frames > 0 and now_commits == commits + count)
-
-
-def _number(salt: bytes) -> int:
-    return int.from_bytes(salt, "big")
+    return bool(
+        salts == now_salts
+        and commits >= most >= now_frames - frames > 0
+        and now_commits == commits + count
+    )
 
 
 def sweep() -> None:
@@ -142,8 +141,8 @@ def sweep() -> None:
 
 
 @_guard
-def _file_of(path: str) -> int:
-    """A descriptor of the file at `path`: the same one for as long as it is the same file."""
+def _attach(watch: Watch, path: str) -> None:
+    """Give a watch the file at `path`: the same descriptor for as long as it is the same file."""
     _close_unnamed()
     about = os.stat(path)
     found = _opened.get((about.st_dev, about.st_ino))
@@ -152,14 +151,18 @@ def _file_of(path: str) -> int:
             raise OSError(f"{path} would be one of too many files that must stay open")
         found = os.open(path, _FLAGS)
         about = os.fstat(found)
-        # Replaced just now by one that is known already: then both stay open.
+        # Where it was replaced just now by one that is known already, both stay open.
         found = _opened.setdefault((about.st_dev, about.st_ino), found)
-    return found
+    watch.file = found
+    _watches.add(watch)
 
 
 @_guard
 def _close_unnamed() -> None:
+    read = {watch.file for watch in _watches}
     for inode, file in list(_opened.items()):
+        if file in read:
+            continue
         try:
             about = os.fstat(file)
         except OSError:  # somebody closed it, as daemons close all
