@@ -195,7 +195,7 @@ def test_what_was_read_before_a_write_is_not_kept_after_it(
 
 def test_a_write_in_the_middle_of_remembering(store: DiskKVStore) -> None:
     """A signal's handler that writes between two steps of remembering does not have what it replaced remembered."""
-    code, reached = recent.Recent.keep.__code__, []
+    code, reached = recent.Recent.keep.__wrapped__.__code__, []
     for stop in sorted({line for _, line in dis.findlinestarts(code) if line}):
         for key in ("k3", "k4"):  # what is being remembered, and something else
             old, written = f"old {stop} {key}", []
@@ -703,6 +703,58 @@ def test_a_folder_that_is_removed_under_a_watch(path: Path, tmp_path: Path) -> N
             assert store.get("k") == store.get("k") == "old"
             store.set_many({"k": "new"})
             assert store.get("k") == store.get("k") == "new"
+
+
+def test_a_watch_that_is_closed_in_the_middle(store: DiskKVStore) -> None:
+    """A look at a watch that another thread closes just now finds nothing, and what is stored is read."""
+    seen = store._recent._now[2]
+    assert seen is not None
+    seen.file = -1
+    assert store.get("k3") == store.get("k3") == 3
+
+
+def test_an_exception_in_the_middle_of_a_look_leaves_nothing_locked(
+    store: DiskKVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a signal's handler raises while something is looked up, other threads can look and write."""
+
+    def interrupt(self: watch.Watch) -> None:
+        raise KeyboardInterrupt
+
+    store.set("k3", "new")
+    with monkeypatch.context() as patch:
+        patch.setattr(watch.Watch, "state", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            store.get("k4")
+    got: List[Any] = []
+    other = threading.Thread(target=lambda: got.extend([store.get("k3"), store.set("k4", 1)]))
+    other.start()
+    other.join(30)
+    assert got == ["new", None]
+
+
+def test_a_fork_does_not_wait_for_ever(store: DiskKVStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another thread does not come to an end of its look, a fork goes on without."""
+    monkeypatch.setattr(recent, "_LONGEST_REST", 0.01)
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store._recent._mutex:
+            inside.set()
+            leave.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert inside.wait(30)
+    store._recent.rest()
+    store._recent.wake()
+    leave.set()
+    holder.join()
+    remember(store)
+    store._recent.rest()
+    assert store._recent._watch is None
+    store._recent.wake()
+    remember(store)
 
 
 def test_names_count_as_well(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Callable, TypeVar
 
 from . import forking
 
-__all__ = ["Guard", "let_go", "start"]
+__all__ = ["Guard", "let_go", "locked", "start"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,6 +40,27 @@ def start(function: Callable[[], None], name: str) -> None:
             function()
 
     _thread.start_new_thread(begin, ())
+
+
+def locked(method: F) -> F:
+    """A method that holds its object's ``_mutex``, an RLock, and gives it back whatever is raised.
+
+    For locks of an object's own; see `Guard` for why a ``with`` would not do.
+    """
+
+    @functools.wraps(method)
+    def holding(self: Any, *args: Any) -> Any:
+        lock = self._mutex
+        try:
+            lock.acquire()
+            result = method(self, *args)
+            lock.release()
+        except BaseException:
+            let_go(lock)
+            raise
+        return result
+
+    return holding  # type: ignore[return-value]  # the signature is that of the method
 
 
 class Guard:

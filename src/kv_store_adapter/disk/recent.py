@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, Optional, Tuple
 
-from ..guard import let_go
+from ..guard import locked
 from .watch import HEAD, Watch, only
 
 __all__ = ["Place", "Recent"]
@@ -109,24 +109,18 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
         self._credit += _EARNED
         return entry[0]
 
+    @locked
     def _follow(self, watch: Watch) -> Optional[Now]:
         """The state has changed: was that us? What holds now; ``None``: it can't be told yet."""
-        now: Optional[Now] = None
-        lock = self._mutex
-        try:
-            lock.acquire()
-            state = watch.state()
-            # In this order: a commit that shows in the state is counted already, or `writing`.
-            if state is not None and self.writing is None and watch is self._watch:
-                era, before, _ = self._now
-                if before is None or not only(self._own, before, state):
-                    era = object()
-                self._now = now = (era, state, watch)
-                self._own = 0
-            lock.release()
-        except BaseException:
-            let_go(lock)
-            raise
+        state = watch.state()
+        # In this order: a commit that shows in the state is counted already, or `writing`.
+        if state is None or self.writing is not None or watch is not self._watch:
+            return None
+        era, before, _ = self._now
+        if before is None or not only(self._own, before, state):
+            era = object()
+        self._now = now = (era, state, watch)
+        self._own = 0
         return now
 
     def look(self) -> Optional[Tuple[Now, int]]:
@@ -153,89 +147,66 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
             own = self._own
         return None if now is None else (now, own)
 
+    @locked
     def keep(self, place: Place, row: Tuple[Any, ...], seen: Tuple[Now, int]) -> None:
         """Remember a row's value and expiry, which were read after `seen` was looked up."""
         value, expires = row[0], row[1]
-        if len(value) > _LONGEST:
-            return
-        self._credit = min(self._credit, _CREDIT)
-        size = _weight(place, value)
         now, own = seen
-        lock = self._mutex
-        try:
-            lock.acquire()
-            # Else something was written meanwhile, and what was read may be older. What is being
-            # written just now is taken out again by `wrote`.
-            if self._now is now and self._own == own:
-                self._size += size
-                if self._size > self._most:
-                    # All of it: what is in use is soon back.
-                    self.clear()
-                    self._size = size
-                self[place] = (value, _FOREVER if expires is None else expires, now[0])
-                # A signal's handler, or a value that died just now, may have written in between.
-                if self._now is not now or self._own != own:
-                    self.pop(place, None)
-            lock.release()
-        except BaseException:
-            let_go(lock)
-            raise
+        self._credit = min(self._credit, _CREDIT)
+        # Else something was written meanwhile, and what was read may be older. What is being
+        # written just now is taken out again by `wrote`.
+        if len(value) > _LONGEST or self._now is not now or self._own != own:
+            return
+        size = _weight(place, value)
+        self._size += size
+        if self._size > self._most:
+            # All of it: what is in use is soon back.
+            self.clear()
+            self._size = size
+        self[place] = (value, _FOREVER if expires is None else expires, now[0])
+        # A signal's handler, or a value that died just now, may have written in between.
+        if self._now is not now or self._own != own:
+            self.pop(place, None)
 
+    @locked
     def wrote(self, place: Place) -> None:
         """One commit of this process has changed what is under `place`, which is `writing`."""
-        lock = self._mutex
-        try:
-            lock.acquire()
-            gone = self.pop(place, None)
-            if gone is not None:
-                self._size -= _weight(place, gone[0])
-            if self.writing is place:  # else all was forgotten meanwhile
-                self._own += 1
-                self.writing = None
-            lock.release()
-        except BaseException:
-            let_go(lock)
-            raise
+        gone = self.pop(place, None)
+        if gone is not None:
+            self._size -= _weight(place, gone[0])
+        if self.writing is place:  # else all was forgotten meanwhile
+            self._own += 1
+            self.writing = None
 
     def _begin(self) -> Optional[Watch]:
-        if self._pid != os.getpid():
-            return None
-        lock = self._mutex
-        try:
-            lock.acquire()
-            if self._watch is None:
-                self._wished = -_PATIENCE
-                # Busy, another file system or format, no descriptors left: whatever it is, the read
-                # itself goes on without.
-                with contextlib.suppress(sqlite3.Error, OSError, UnicodeDecodeError):
-                    self._watch = self._make()
-                    self._wished = 0
-            watch = self._watch
-            lock.release()
-        except BaseException:
-            let_go(lock)
-            raise
-        return watch
+        return None if self._pid != os.getpid() else self._begin_to_watch()
+
+    @locked
+    def _begin_to_watch(self) -> Optional[Watch]:
+        if self._watch is None:
+            self._wished = -_PATIENCE
+            # Busy, another file system or format, no descriptors left: whatever it is, the read
+            # itself goes on without.
+            with contextlib.suppress(sqlite3.Error, OSError, UnicodeDecodeError):
+                self._watch = self._make()
+                self._wished = 0
+        return self._watch
 
     def forget(self) -> None:
         """Close the watch and forget all; what is read later begins anew."""
-        if self._pid != os.getpid():
-            return  # another process's, whose lock may never be given back
-        lock = self._mutex
-        try:
-            lock.acquire()
-            # The same, unless a signal's handler came in the middle of this.
-            watches = self._watch, self._now[2]
-            self._watch = None
-            self._begin_anew()
-            for watch in watches:
-                if watch is not None:
-                    with contextlib.suppress(sqlite3.Error):
-                        watch.close()
-            lock.release()
-        except BaseException:
-            let_go(lock)
-            raise
+        if self._pid == os.getpid():  # else another process's, whose lock may never be given back
+            self._forget()
+
+    @locked
+    def _forget(self) -> None:
+        # The same, unless a signal's handler came in the middle of this.
+        watches = self._watch, self._now[2]
+        self._watch = None
+        self._begin_anew()
+        for watch in watches:
+            if watch is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    watch.close()
 
     # ------------------------------------------------------------------ fork
 
