@@ -23,7 +23,7 @@ import pytest
 import time_machine
 
 from kv_store_adapter import DiskKVStore, KeyNotFoundError, StoreClosedError
-from kv_store_adapter.disk import recent, watch
+from kv_store_adapter.disk import pool, recent, watch
 from kv_store_adapter.disk.store import SPILL_THRESHOLD
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pread"), reason="nothing is remembered here")
@@ -755,6 +755,57 @@ def test_a_fork_does_not_wait_for_ever(store: DiskKVStore, monkeypatch: pytest.M
     assert store._recent._watch is None
     store._recent.wake()
     remember(store)
+
+
+def test_a_daemon_that_closed_all_files(path: Path) -> None:
+    """A descriptor that somebody else closed, or whose number is another file's now, is forgotten and not closed."""
+    with DiskKVStore(path) as other:
+        other.set("k", 1)
+        for reused in (False, True):
+            with DiskKVStore(path) as store:
+                assert store.get("k") == store.get("k") == 1
+                file = store._recent._now[2].file  # type: ignore[union-attr]
+            assert file in watch._opened.values()  # kept, because the other one uses the file
+            with open(__file__) as another:
+                if reused:
+                    os.dup2(another.fileno(), file)
+                else:
+                    os.close(file)
+                watch.sweep()
+            assert file not in watch._opened.values()
+            if reused:
+                os.close(file)  # it was left open
+
+
+def test_a_folder_that_is_replaced_while_it_is_opened(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a connection may have opened another folder than the path names now, nothing is remembered."""
+    with DiskKVStore(path) as store:
+        store.set("k", 1)
+        database = store._database
+        inode = database._inode
+        assert inode is not None
+        for named in ([inode, (0, 1)], [(0, 1), (0, 1)]):
+            order = iter(named)
+            with monkeypatch.context() as patch:
+                patch.setattr(pool, "_inode_of", lambda path, order=order: next(order))
+                cursors = [database._take(), database._take()]
+            for cursor in cursors:
+                database._give(cursor)
+            assert database._inode is None
+            assert [store.get("k") for _ in range(9)] == [1] * 9
+            assert store._recent._watch is None
+            # With one connection at a time all is clear again; and with a second one beside it.
+            database.rest()
+            assert store.get("k") == store.get("k") == 1
+            assert store._recent._watch is not None
+            cursors = [database._take(), database._take()]
+            for cursor in cursors:
+                database._give(cursor)
+            assert database._inode == inode
+            database.rest()
+            assert store.get("k") == 1
 
 
 def test_names_count_as_well(path: Path) -> None:
