@@ -44,7 +44,7 @@ _opened: Dict[Tuple[int, int], int] = {}
 _watches: weakref.WeakSet[Any] = weakref.WeakSet()
 _guard = Guard()
 
-# So many of them may be open whose stores are closed here, but open in other processes.
+# So many may be open: one for each folder that is watched, or was and is open in other processes.
 _MOST_FILES = 64
 
 
