@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
+import ctypes
 import faulthandler
 import os
 import signal
@@ -313,6 +315,71 @@ def test_a_fork_waits_for_connections_that_are_being_made(
             looking.result(30)
         assert order == ["looked up", "forked"]
         assert succeeds_in_a_child(lambda: store.get("a") == 1)
+
+
+def ending_slowly(work: Callable[[], Any], microseconds: int) -> int:
+    """The system's number of a thread that did `work` and that only the C library is still at."""
+    libc = ctypes.CDLL(None)
+    key, numbers, done = ctypes.c_uint(), [], threading.Event()
+    # glibc calls what a key was made with when a thread ends that has set it.
+    assert libc.pthread_key_create(ctypes.byref(key), libc.usleep) == 0
+
+    def run() -> None:
+        work()
+        numbers.append(threading.get_native_id())
+        libc.pthread_setspecific(key, ctypes.c_void_p(microseconds))
+        done.set()
+
+    # Not a Thread: since Python 3.13 its join() waits for the C library.
+    _thread.start_new_thread(run, ())
+    assert done.wait(30)
+    return numbers[0]
+
+
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self/task"), reason="where the system says its threads"
+)
+def test_a_fork_waits_for_the_end_of_a_thread_that_connected(
+    redis_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that looked up an address takes glibc's lock again at its end: no fork divides that."""
+    monkeypatch.setattr(forking, "_PATIENCE", 20.0)
+    with RedisKVStore(port=redis_server.port) as store:
+        for work, waits in [(lambda: store.set("a", 1), True), (lambda: None, False)]:
+            thread = f"/proc/{os.getpid()}/task/{ending_slowly(work, 700_000)}"
+            assert succeeds_in_a_child(lambda: os.path.exists(thread) is not waits)  # noqa: B023
+        assert succeeds_in_a_child(lambda: store.get("a") == 1)
+
+
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self/task"), reason="where the system says its threads"
+)
+def test_a_fork_does_not_wait_for_a_thread_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that Python lost sight of costs one fork half a second, and the next one nothing."""
+
+    def visit() -> None:
+        with forking.undivided():
+            pass
+
+    monkeypatch.setattr(forking, "_PATIENCE", 0.1)
+    thread = ending_slowly(visit, 5_000_000)
+    assert succeeds_in_a_child(lambda: True)
+    assert os.path.exists(f"/proc/self/task/{thread}")
+    assert not forking._gate._visitors
+
+
+def test_threads_that_ended_are_forgotten() -> None:
+    """A process whose threads connect and end, day after day, does not remember them all."""
+
+    def visit() -> None:
+        with forking.undivided():
+            pass
+
+    for _ in range(400):
+        thread = threading.Thread(target=visit)
+        thread.start()
+        thread.join()
+    assert len(forking._gate._visitors) <= 210
 
 
 def test_a_fork_waits_half_a_second_at_most() -> None:

@@ -16,7 +16,8 @@ def steady(kind: Any, counts: bool) -> Any:
 
     *Forks.* It looks up its server's address while nobody forks. A child that was forked while
     another thread did so could hang in its own look-up for ever: glibc's ``getaddrinfo`` leaves a
-    lock behind (4 of 500 forks beside threads that did nothing else, glibc 2.36).
+    lock behind (4 of 500 forks beside threads that did nothing else, glibc 2.36), and so does the
+    end of a thread that called it.
 
     *Signals.* It counts what it was asked and has not answered, on the safe side. Where a handler
     raises between a command and its reply redis-py puts the connection back into the pool, and the
