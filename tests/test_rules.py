@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kv_store_adapter.disk.statements import between
 from kv_store_adapter.exceptions import InvalidKeyError, InvalidTTLError
+from kv_store_adapter.protocol import check_items, check_keys
 from kv_store_adapter.redis.layout import Layout
 from kv_store_adapter.rules import (
     LONGEST_TTL_MS,
@@ -60,6 +61,20 @@ def test_the_limit_is_in_bytes(letter: str) -> None:
         assert check(letter * most) == letter * most
         with pytest.raises(InvalidKeyError, match="65536 are allowed"):
             check(letter * (most + 1))
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_the_limit_holds_in_batches(letter: str) -> None:
+    """Each key of a batch may be as long as any other, and none longer, whatever the others are."""
+    longest = letter * (65536 // len(letter.encode("utf-8")))
+    for others in ([], ["y"], ["y" * 65536]):
+        assert check_keys([*others, longest]) == [*others, longest]
+        items = dict.fromkeys([*others, longest])
+        assert check_items(items) == items
+        with pytest.raises(InvalidKeyError, match="65536 are allowed"):
+            check_keys([*others, longest + "x"])
+        with pytest.raises(InvalidKeyError, match="65536 are allowed"):
+            check_items({**dict.fromkeys(others), longest + "x": 1})
 
 
 @given(st.one_of(st.integers(), st.floats(), st.binary(), st.lists(st.text()), st.booleans()))

@@ -27,7 +27,7 @@ from typing import (
 
 from . import forking
 from .exceptions import KeyNotFoundError
-from .rules import MISSING, TTL, NoExpiry, check_key, check_namespace, check_ttl
+from .rules import LONGEST_KEY, MISSING, TTL, NoExpiry, check_key, check_namespace, check_ttl
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -389,11 +389,13 @@ def check_items(mapping: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def _are_usual(keys: Collection[Any]) -> bool:
-    """Whether all are short texts of ASCII, which a few steps of the interpreter tell."""
+    """Whether all are texts of ASCII and none is too long, told in a few steps of Python."""
     if set(map(type, keys)) != {str}:
         return False
     together = "".join(keys)
-    return together.isascii() and (len(together) < 1000 or max(map(len, keys)) < 1000)
+    if not together.isascii():
+        return False
+    return len(together) <= LONGEST_KEY or max(map(len, keys)) <= LONGEST_KEY
 
 
 def check_lease(ttl: TTL) -> int:

@@ -25,7 +25,6 @@ from typing import (
     Mapping,
     Optional,
     Sequence,
-    cast,
 )
 
 from .exceptions import SerializationError, where
@@ -379,15 +378,14 @@ class Codec:
             ) from error
 
     def decode_each(
-        self, keys: Sequence[str], found: Sequence[Optional[bytes]], namespace: Optional[str]
+        self, keys: Sequence[str], found: Sequence[bytes], namespace: Optional[str]
     ) -> Dict[str, Any]:
-        """The values of those keys that have data; `SerializationError` at the first bad one."""
-        if self.load is not None and None not in found:
+        """The value of each key; `SerializationError` at the first that can't be read."""
+        if self.load is not None:
             # Without a frame for each; which one is bad is found below.
             with contextlib.suppress(Exception):
-                return dict(zip(keys, map(pickle.loads, cast("Sequence[bytes]", found))))
-        present = ((key, data) for key, data in zip(keys, found) if data is not None)
-        return {key: self.decode(data, key, namespace) for key, data in present}
+                return dict(zip(keys, map(pickle.loads, found)))
+        return {key: self.decode(data, key, namespace) for key, data in zip(keys, found)}
 
 
 def _reason(error: BaseException) -> str:

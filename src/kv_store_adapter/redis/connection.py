@@ -65,9 +65,15 @@ def steady(kind: Any, counts: bool) -> Any:
     return type(kind.__name__, (kind,), members)
 
 
+# Commands of many words, which are bytes already: see layout.py.
+_IN_BYTES = {"MGET", "MSET", "UNLINK"}
+
+
 def _without_numbers(args: Sequence[Any]) -> Sequence[Any]:
     """The words of a command, numbers as bytes.
 
     hiredis 3.5 ends the process where a signal's handler raises while it writes a number.
     """
+    if args[0] in _IN_BYTES:
+        return args
     return [b"%d" % word if word.__class__ is int else word for word in args]

@@ -244,11 +244,13 @@ class Conversation:
         wanted, namespace = check_keys(keys), check_namespace(namespace)
         names = self._layout.names(wanted, namespace)
         values: List[Any] = []
-        if self._one_server:
+        all_there = self._one_server
+        if all_there:
             for start in range(0, len(names), _BATCH):
                 batch = names[start : start + _BATCH]
                 (found,) = yield Ask(("MGET", *batch))
                 if None in found:
+                    all_there = False
                     # MGET says nil for what is no string, too: is any of them there after all?
                     gone = [name for name, data in zip(batch, found) if data is None]
                     (there,) = yield Ask(("EXISTS", *gone))
@@ -257,6 +259,9 @@ class Conversation:
                 values += found
         else:
             values = yield from self._get_each(wanted, namespace)
+        if not all_there:
+            wanted = [key for key, data in zip(wanted, values) if data is not None]
+            values = [data for data in values if data is not None]
         return self._codec.decode_each(wanted, values, namespace)
 
     def _get_each(self, keys: List[str], namespace: Optional[str]) -> Talk:

@@ -402,7 +402,8 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
 
         For those that it does not find an EXISTS follows: MGET says nil for what is no string, too.
         """
-        return dict(self._speak(self._talk.get_many(keys, namespace)))
+        found: Dict[str, Any] = self._speak(self._talk.get_many(keys, namespace))
+        return found
 
     def set_many(
         self, mapping: Mapping[str, Any], namespace: Optional[str] = None, ttl: Optional[TTL] = None
