@@ -1013,6 +1013,81 @@ def test_connections_are_bounded_and_closed(path: Path) -> None:
         assert len(again.keys()) == 100
 
 
+@contextlib.contextmanager
+def _all_in_use(store: DiskKVStore) -> Iterator[threading.Event]:
+    """Eight threads read from the store, each with a connection, until the event is set."""
+    let_go = threading.Event()
+    inside = threading.Barrier(9)
+
+    def look(connection: sqlite3.Connection) -> None:
+        inside.wait(30)
+        let_go.wait(60)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        readers = [pool.submit(store._database.read, look) for _ in range(8)]
+        inside.wait(30)
+        try:
+            yield let_go
+        finally:
+            let_go.set()
+            for reader in readers:
+                reader.result(30)
+
+
+def test_connections_are_waited_for_and_then_told(path: Path) -> None:
+    """With all connections in use a call waits for its timeout, and says what it waited for."""
+    with DiskKVStore(path, timeout=0.2, remember=0) as store:
+        store.set("a", 1)
+        with _all_in_use(store):
+            for call in (lambda: store.get("a"), lambda: store.set("a", 2)):
+                with pytest.raises(StoreUnavailableError, match=r"All 8 connections.*0\.2 s"):
+                    call()
+        assert store.get("a") == 1
+
+
+def test_who_waits_for_a_connection_gets_one(path: Path) -> None:
+    """A call that found all connections in use goes on when one of them comes back."""
+    with DiskKVStore(path, remember=0) as store, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        store.set("a", 1)
+        with _all_in_use(store) as let_go:
+            waiting = pool.submit(store.get, "a")
+            until = time.monotonic() + 30
+            while not store._database._waiting:
+                assert time.monotonic() < until
+                time.sleep(0.001)
+            let_go.set()
+            assert waiting.result(30) == 1
+
+
+def test_close_ends_what_waits_for_a_connection(path: Path) -> None:
+    """A call that waits while the store is closed is told so, and connections in use go later."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        store = DiskKVStore(path, remember=0)
+        store.set("a", 1)
+        with _all_in_use(store):
+            waiting = pool.submit(store.get, "a")
+            until = time.monotonic() + 30
+            while not store._database._waiting:
+                assert time.monotonic() < until
+                time.sleep(0.001)
+            store.close()
+            with pytest.raises(StoreClosedError):
+                waiting.result(30)
+        assert (len(store._database._open), len(store._database._idle)) == (0, 0)
+
+
+def test_a_transaction_that_was_left_open_is_undone(store: DiskKVStore) -> None:
+    """What came between BEGIN and its end costs the next user of the connection nothing."""
+    store.set("a", 1)
+    store._database.read(
+        lambda connection: connection.execute("BEGIN").execute("DELETE FROM entries")
+    )
+    assert store.get("a") == 1
+    with DiskKVStore(store.path, timeout=0.2) as other:
+        other.set("b", 2)
+    assert store.get("b") == 2
+
+
 def test_the_log_goes_to_the_disk_in_pieces(
     store: DiskKVStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

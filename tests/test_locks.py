@@ -23,7 +23,8 @@ from kv_store_adapter import (
     RedisKVStore,
     guard,
 )
-from kv_store_adapter.leases import _thread_locks
+from kv_store_adapter.exceptions import StoreUnavailableError
+from kv_store_adapter.leases import Lease, _thread_locks, held
 from kv_store_adapter.testing.samples import at_once
 from signals import needs_timers, run_among_signals, signals_spare_with
 
@@ -383,6 +384,86 @@ with store.lock("key", timeout=5):
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout.split(), done.stderr) == (["interrupted", "free"], "")
+
+
+class Scripted(Lease):
+    """A backend's lease of a minute that notes what it is asked, and raises what it was told to."""
+
+    ttl_ms = 60_000
+
+    def __init__(self, **raising: BaseException) -> None:
+        self.raising, self.asked = raising, []  # type: ignore[var-annotated]
+
+    def _do(self, name: str) -> bool:
+        self.asked.append(name)
+        if name in self.raising:
+            raise self.raising.pop(name)
+        return True
+
+    def acquire(self, wait: float) -> bool:
+        return self._do("acquire")
+
+    def renew(self) -> bool:
+        return self._do("renew")
+
+    def release(self) -> bool:
+        return self._do("release")
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_lock_is_given_back(kind: Any) -> None:
+    """Whatever comes between a lock and its block, or its end, the lock does not stay."""
+    lease = Scripted(acquire=kind("as it came"))
+    with pytest.raises(kind, match="as it came"), held(lease, "key", None, 1):
+        raise AssertionError("the block must not run")
+    assert lease.asked == ["acquire", "release"]
+    assert lease.over
+
+    lease = Scripted(release=kind("as it went"))
+    with pytest.raises(kind, match="as it went"), held(lease, "key", None, 1):
+        pass
+    assert lease.asked == ["acquire", "release", "release"]
+    assert lease.over
+
+
+def test_an_interrupted_lock_that_can_t_be_given_back() -> None:
+    """What interrupted is what the caller sees, though the backend fails as well."""
+    lease = Scripted(acquire=KeyboardInterrupt("mine"), release=OSError("the backend's"))
+    with pytest.raises(KeyboardInterrupt, match="mine"):
+        held(lease, "key", None, 1).__enter__()
+    assert lease.asked == ["acquire", "release"]
+    assert not lease.over  # it ends by itself
+
+
+def test_a_renewal_that_fails_is_told_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    """A lease that could not be renewed once is not lost: the next renewal may be in time."""
+    lease = Scripted(renew=OSError("no route"))
+    lock = held(lease, "key", "n", 1)
+    with lock:
+        lock.renew()
+        assert "key" in caplog.text
+        assert "no route" in caplog.text
+        assert not lock.lost
+        lock.renew()
+    assert lease.asked == ["acquire", "renew", "renew", "release"]
+    assert len(caplog.records) == 1
+
+
+def test_a_lock_that_can_t_be_given_back_keeps_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the backend is down at the end of the block, the block's result counts; a warning."""
+    lease = Scripted(release=StoreUnavailableError("down"))
+    with held(lease, "key", "n", 1):
+        pass
+    assert lease.over
+    assert "ends with its lease: down" in caplog.text
+
+
+def test_a_backend_without_locks_says_so() -> None:
+    """A lease has to bring its own acquire() and release()."""
+    for call in (lambda: Lease().acquire(0), Lease().release):
+        with pytest.raises(NotImplementedError, match="Lease does not"):
+            call()
+    assert Lease().renew()
 
 
 def test_a_slow_backend_delays_no_other_backends_leases() -> None:
