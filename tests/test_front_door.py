@@ -198,7 +198,12 @@ def test_imports_go_down(path: Path) -> None:
         assert imported <= GROUND
     if room in BACKENDS:
         assert not imported & (TOOLKIT | BACKENDS | {"namespace", "mapping", "urls", "testing"})
-    if room in TOOLKIT | {"namespace", "mapping", "aio", "leases", "protocol"} and room != "cli":
+    if (
+        room
+        in TOOLKIT
+        | {"namespace", "mapping", "aio", "leases", "renewal", "thread_lease", "protocol"}
+        and room != "cli"
+    ):
         assert not imported & (BACKENDS | {"testing", "urls", "cli"})
     if room != "testing":
         assert "testing" not in imported

@@ -24,8 +24,9 @@ from kv_store_adapter import (
     guard,
 )
 from kv_store_adapter.exceptions import StoreUnavailableError
-from kv_store_adapter.leases import Lease, _thread_locks, held
+from kv_store_adapter.leases import Lease, held
 from kv_store_adapter.testing.samples import at_once
+from kv_store_adapter.thread_lease import _thread_locks
 from signals import needs_timers, run_among_signals, signals_spare_with
 
 

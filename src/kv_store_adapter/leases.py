@@ -1,28 +1,22 @@
 """Locks with a lease: mutual exclusion that outlives neither its holder nor its patience.
 
-A backend gives one-attempt `Lease` objects; waiting, renewing and giving back are here, once.
+A backend gives one-attempt `Lease` objects; waiting and giving back are here, once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 import logging
 import os
 import random
-import threading
 import time
-import weakref
-from collections import deque
-from queue import Empty, SimpleQueue
-from typing import Any, Awaitable, Callable, Deque, Dict, List, Optional, Set, Tuple
+from typing import Any, Awaitable, Callable, Optional, Set
 
-from . import forking
 from .exceptions import KVStoreError, LockTimeoutError, where
-from .guard import start
+from .renewal import Keeper
 
-__all__ = ["AsyncHeld", "Held", "Lease", "ThreadLease", "held"]
+__all__ = ["AsyncHeld", "Held", "Lease", "held"]
 
 _log = logging.getLogger("kv_store_adapter")
 
@@ -53,216 +47,6 @@ class Lease:
     def release(self) -> bool:
         """Give the lock back; ``False``: it was lost before."""
         raise NotImplementedError(f"{type(self).__name__} does not unlock.")
-
-
-# Who holds a lock among threads, and who waits for it. A dictionary's steps can't be divided, and
-# say whose the lock is: so no signal's handler that raises leaves one locked that nobody holds.
-_thread_locks: Dict[Tuple[int, Optional[str], str], object] = {}
-_waiting: Dict[Tuple[int, Optional[str], str], Deque[Any]] = {}
-
-# How long a waiting thread sleeps before it looks for itself, in seconds, from and to: who was told
-# that the lock is free may have been interrupted, and not have taken it.
-_FIRST_LOOK, _LAST_LOOK = 0.1, 1.0
-
-
-def _forget_thread_locks() -> None:
-    _thread_locks.clear()
-    _waiting.clear()
-
-
-forking.after_in_child(_forget_thread_locks)
-
-
-class ThreadLease(Lease):
-    """A lock among the threads of this process, for stores that reach no further.
-
-    It is given back when it is forgotten: a signal's handler may raise between getting the lock and
-    the block under it.
-    """
-
-    def __init__(self, store: object, key: str, namespace: Optional[str]) -> None:
-        self._store = store  # held on to, so that its id stays its own
-        self._place = (id(store), namespace, key)
-        # What tried to get the lock for this lease, one for each attempt: it is not reentrant.
-        self._mine: Set[Any] = set()
-        self._held, self._waiting = _thread_locks, _waiting
-
-    def acquire(self, wait: float) -> bool:
-        """Wait for the lock for up to `wait` seconds, in line with other threads."""
-        gate = threading.Lock()
-        self._mine.add(gate)  # first: so that it is known whose the lock is that it gets
-        at_once = wait <= 0 or not self._waiting.get(self._place)
-        if at_once and self._held.setdefault(self._place, gate) is gate:
-            return True
-        if wait > 0 and self._wait_in_line(gate, time.monotonic() + wait):
-            return True
-        self._mine.discard(gate)
-        return False
-
-    def _wait_in_line(self, gate: Any, deadline: float) -> bool:
-        gate.acquire()
-        line = self._waiting.setdefault(self._place, deque())
-        told, nap = True, _FIRST_LOOK
-        try:
-            line.append(gate)
-            while True:
-                # In turn; who was told nothing for long does not rely on those before it.
-                my_turn = not told or _is_first(gate, line)
-                if my_turn and self._held.setdefault(self._place, gate) is gate:
-                    while gate in line and not _is_first(gate, line):
-                        line.popleft()  # interrupted and gone, or slow: then it looks for itself
-                    return True
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                told = gate.acquire(timeout=min(left, nap))
-                nap = min(nap * 2, _LAST_LOOK)
-        finally:
-            with contextlib.suppress(ValueError):
-                line.remove(gate)
-            if not line and self._waiting.get(self._place) is line:
-                self._waiting.pop(self._place, None)
-                if line:  # somebody joined at this very moment
-                    self._waiting.setdefault(self._place, line)
-            if self._place not in self._held:
-                self._call_the_next()
-
-    def release(self) -> bool:
-        """Let the next one in."""
-        gate = self._held.get(self._place)
-        if gate not in self._mine:
-            return False  # the child of a fork, or given back before
-        del self._held[self._place]
-        self._mine.discard(gate)
-        self._call_the_next()
-        return True
-
-    def _call_the_next(self) -> None:
-        line = self._waiting.get(self._place)
-        if line:
-            # Gone meanwhile, or called already.
-            with contextlib.suppress(IndexError, RuntimeError):
-                line[0].release()
-
-    def __del__(self) -> None:
-        self.release()
-
-
-def _is_first(gate: Any, line: Deque[Any]) -> bool:
-    try:
-        return line[0] is gate
-    except IndexError:
-        return True
-
-
-# Seconds without any lease after which the thread that renews them ends.
-_IDLE = 5.0
-
-
-class _Watched(weakref.ref):  # type: ignore[type-arg]  # no parameters before Python 3.9
-    """A lock whose lease is to be renewed, held weakly.
-
-    It may be forgotten, by a signal's handler that raises as its block ends.
-    """
-
-    __slots__ = ("lease",)
-
-    lease: Lease
-
-    def holder(self) -> Optional[Held]:
-        """Whose lease is to be renewed."""
-        one: Optional[Held] = self()
-        return one if one is not None and one.watched else None
-
-
-class _Keeper:
-    """Renews the leases of one backend, from a thread that starts when it is first needed.
-
-    What is to be renewed comes through a queue written in C: a signal's handler that raises in the
-    middle of a lock can't leave it locked.
-    """
-
-    def __init__(self, group: int) -> None:
-        self._group = group
-        self._new: SimpleQueue[_Watched] = SimpleQueue()
-        self._due: List[Tuple[float, int, _Watched]] = []
-        self._count = 0
-        self._ended = False
-
-    @staticmethod
-    def watch(one: Held) -> None:
-        """Renew the lease of a lock from now on, until it is not watched any more."""
-        group = one.lease.group
-        while True:
-            keeper = _keepers.get(group)
-            if keeper is None:
-                keeper = _Keeper(group)
-                start(keeper._run, "kv-store-adapter-leases")
-                # Of two that are made at once, one finds nothing to do and ends.
-                keeper = _keepers.setdefault(group, keeper)
-            # Once it is forgotten it comes through the queue again.
-            watched = _Watched(one, keeper._new.put)
-            watched.lease = one.lease
-            keeper._new.put(watched)
-            if not keeper._ended:
-                return
-            _keepers.pop(group, None)
-
-    def _take(self, watched: _Watched) -> None:
-        """One that is new, was renewed, or was forgotten."""
-        if watched.holder() is not None:
-            # A third: two renewals may fail before the lease runs out.
-            when = time.monotonic() + watched.lease.ttl_ms / 3000
-            self._count += 1
-            heapq.heappush(self._due, (when, self._count, watched))
-        elif watched() is None and not watched.lease.over:
-            try:
-                watched.lease.release()
-            except Exception as error:  # whatever it is: the others still want renewing
-                _log.warning("A forgotten lock ends with its lease: %s", error)
-
-    def _next(self) -> Optional[float]:
-        """Seconds until the next renewal; ``None``: there is none to come."""
-        while self._due:
-            when, _, watched = self._due[0]
-            if watched.holder() is not None:
-                return max(0.0, when - time.monotonic())
-            heapq.heappop(self._due)
-        return None
-
-    def _run(self) -> None:
-        while True:
-            for _ in range(self._new.qsize()):
-                self._take(self._new.get())
-            nap = self._next()
-            if nap == 0.0:
-                self._renew(heapq.heappop(self._due)[2])
-                continue
-            try:
-                self._take(self._new.get(timeout=_IDLE if nap is None else nap))
-            except Empty:
-                if nap is not None:
-                    continue
-                # Idle threads are litter: the next lease starts another one.
-                self._ended = True
-                if self._new.empty():
-                    if _keepers.get(self._group) is self:
-                        _keepers.pop(self._group, None)
-                    return
-                self._ended = (
-                    False  # one came meanwhile, perhaps with a keeper of its own: both renew
-                )
-
-    def _renew(self, watched: _Watched) -> None:
-        one = watched.holder()
-        if one is not None:
-            one.renew()
-        self._take(watched)
-
-
-# By group, which is few: the backends that this process locks on.
-_keepers: Dict[int, _Keeper] = {}
-forking.after_in_child(_keepers.clear)
 
 
 class Held:
@@ -322,7 +106,7 @@ class Held:
         self.lost = self.lease.over = False  # it may be its second time
         if self.lease.ttl_ms:
             self.watched = True
-            _Keeper.watch(self)
+            Keeper.watch(self)
 
     def _leave(self) -> None:
         self.watched = False

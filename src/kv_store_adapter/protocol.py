@@ -333,7 +333,7 @@ class KVStoreProtocol(ABC):
 
     def _lease(self, key: str, namespace: Optional[str], ttl_ms: int) -> Lease:
         """One attempt-at-a-time lock on a checked key: what `lock` is made of."""
-        from .leases import ThreadLease
+        from .thread_lease import ThreadLease
 
         return ThreadLease(self, key, namespace)
 

@@ -260,7 +260,7 @@ def test_bookkeeping_empties_itself(store: KVStoreProtocol) -> None:
             pass
 
     together(8, attempt)
-    from kv_store_adapter.leases import _thread_locks
+    from kv_store_adapter.thread_lease import _thread_locks
 
     assert len(f._self_cached.flow.board) == 0
     assert not _thread_locks

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any, Callable
 
-from kv_store_adapter import DiskKVStore, KVStoreProtocol, MemoryKVStore, RedisKVStore, leases
+from kv_store_adapter import DiskKVStore, KVStoreProtocol, MemoryKVStore, RedisKVStore, renewal
 
 
 def used() -> int:
@@ -45,7 +45,7 @@ def threads() -> int:
     if not os.path.isdir("/proc/self/task"):
         return threading.active_count()
     # The system knows them all, also those that Python does not.
-    return len(os.listdir("/proc/self/task")) - len(leases._keepers)
+    return len(os.listdir("/proc/self/task")) - len(renewal._keepers)
 
 
 def size_of(folder: Path) -> int:

@@ -13,7 +13,7 @@ import pytest
 from cached_child import wait_for
 from plateau import KINDS, opener_of, used
 
-from kv_store_adapter import KVStoreProtocol, MemoryKVStore, cached, leases
+from kv_store_adapter import KVStoreProtocol, MemoryKVStore, cached, leases, renewal, thread_lease
 from kv_store_adapter.caching import decorator, drivers, flights, health
 
 
@@ -139,10 +139,10 @@ def test_bookkeeping_per_key_empties_itself(
         for part in range(3):
             turn(100_000 * (part + 1), number // 3)
         assert len(health._last_warned) <= warned + 5
-        assert not leases._thread_locks
+        assert not thread_lease._thread_locks
         assert not leases._giving_back
         assert flights.chain.get() == ()
-        assert all(keeper._next() is None for keeper in leases._keepers.values())
+        assert all(keeper._next() is None for keeper in renewal._keepers.values())
         # All sixteen places for refreshes in the background were given back.
         wait_for(lambda: drivers._refreshing._value == 16)
         assert used() < before + rounds(400_000, 1_000_000)

@@ -24,7 +24,7 @@ from kv_store_adapter import (
     cached_many,
 )
 from kv_store_adapter.caching import health
-from kv_store_adapter.leases import _thread_locks
+from kv_store_adapter.thread_lease import _thread_locks
 
 ERRORS = (
     StoreUnavailableError("the server is down"),

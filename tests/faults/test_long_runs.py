@@ -24,7 +24,8 @@ from kv_store_adapter import (
     MemoryKVStore,
     RedisKVStore,
     cached,
-    leases,
+    renewal,
+    thread_lease,
 )
 from kv_store_adapter.caching import flights, health
 
@@ -173,7 +174,7 @@ def test_threads_that_come_and_go(opener: Any, rounds: Any, count: Any) -> None:
         assert used() < before[0] + 100_000
         assert descriptors() <= before[1] + 10
         assert threads() <= before[2] + 1
-        assert not leases._thread_locks
+        assert not thread_lease._thread_locks
 
 
 def test_opening_and_closing(opener: Any, rounds: Any, count: Any) -> None:
@@ -209,15 +210,15 @@ def test_locks_of_stores_that_come_and_go(
     tmp_path: Path, redis_server: Any, rounds: Any, count: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stores that are locked and closed leave neither a thread each nor a trace of themselves."""
-    monkeypatch.setattr(leases, "_IDLE", 0.2)
-    before, kept = threads(), len(leases._keepers)
+    monkeypatch.setattr(renewal, "_IDLE", 0.2)
+    before, kept = threads(), len(renewal._keepers)
     for _ in range(rounds(30, 200)):
         for store in (DiskKVStore(tmp_path / "store"), RedisKVStore(port=redis_server.port)):
             with store, store.lock("key"):
                 pass
             count("stores opened and closed")
     gc.collect()
-    wait_for(lambda: len(leases._keepers) <= kept + 1)
+    wait_for(lambda: len(renewal._keepers) <= kept + 1)
     wait_for(lambda: threads() <= before)
 
 

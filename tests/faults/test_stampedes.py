@@ -19,7 +19,7 @@ import pytest
 from cached_child import end, said, start, wait_for
 
 from kv_store_adapter import KVStoreProtocol, MemoryKVStore, cached
-from kv_store_adapter.leases import _thread_locks
+from kv_store_adapter.thread_lease import _thread_locks
 
 # Nobody waits longer than this, whatever is done to the others: the machine may be very busy.
 BOUND = 45.0
