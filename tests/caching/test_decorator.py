@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import functools
 import gc
@@ -26,7 +27,7 @@ from kv_store_adapter import (
     cached,
     caching_disabled,
 )
-from kv_store_adapter.caching import decorator
+from kv_store_adapter.caching import decorator, switch
 
 _module_store = MemoryKVStore()
 
@@ -479,6 +480,62 @@ def test_caching_can_be_switched_off(store: KVStoreProtocol) -> None:
     assert len(calls) == 5
     f(1)
     assert len(calls) == 5
+
+
+def test_caching_is_off_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switched off by another thread in the middle of a call, it is off for the next one."""
+    calls: List[int] = []
+
+    @cached(MemoryKVStore())
+    def f(x: int) -> int:
+        calls.append(x)
+        return x
+
+    f(1)
+    with caching_disabled():  # as for every function, the next call makes its key anew
+        pass
+    flow = f._self_cached.flow  # type: ignore[attr-defined]
+    real = flow.key
+    with contextlib.ExitStack() as stack:
+
+        def key(values: Any) -> Any:
+            made = real(values)
+            stack.enter_context(caching_disabled())
+            return made
+
+        with monkeypatch.context() as patch:
+            patch.setattr(flow, "key", key)
+            f(1)
+        assert calls == [1, 1]
+        f(1)
+        assert calls == [1, 1, 1]
+    f(1), f(1)
+    assert calls == [1, 1, 1]
+
+
+def test_a_hit_finds_its_key_without_comparing_letters() -> None:
+    """What a function remembers is the very object under which the store has the result."""
+    store = MemoryKVStore()
+
+    @cached(store)
+    def f(x: int) -> int:
+        return x
+
+    f(1)
+    (stored,) = store.keys(f._self_cached.flow.namespace)  # type: ignore[attr-defined]
+    remembered = [key for keys in switch._all_remembered.values() for key in keys.values()]
+    assert any(key is stored for key in remembered)
+
+
+def test_functions_that_are_gone_are_forgotten() -> None:
+    """A program that decorates functions for ever does not remember their keys."""
+    before = len(switch._all_remembered)
+    for _ in range(20):
+        f = cached(MemoryKVStore())(lambda x: x)
+        f(1)
+    del f
+    gc.collect()
+    assert len(switch._all_remembered) <= before
 
 
 def test_parameter_names_do_not_matter(store: KVStoreProtocol) -> None:

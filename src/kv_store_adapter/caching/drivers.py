@@ -148,9 +148,14 @@ class PlainDriver:
 
     # ------------------------------------------------------------------ what handles do
 
-    def call(self, values: Tuple[Any, ...], trouble: Optional[Exception] = None) -> Any:
+    def call(
+        self,
+        values: Tuple[Any, ...],
+        trouble: Optional[Exception] = None,
+        key: Optional[str] = None,
+    ) -> Any:
         """A call of the function."""
-        outcome: Outcome = self.drive(self._flow.call(values, trouble))
+        outcome: Outcome = self.drive(self._flow.call(values, trouble, key))
         return outcome.unwrap()
 
     def refresh(self, values: Tuple[Any, ...]) -> Any:
@@ -316,9 +321,14 @@ class AsyncDriver:
 
     # ------------------------------------------------------------------ what handles do
 
-    async def call(self, values: Tuple[Any, ...], trouble: Optional[Exception] = None) -> Any:
+    async def call(
+        self,
+        values: Tuple[Any, ...],
+        trouble: Optional[Exception] = None,
+        key: Optional[str] = None,
+    ) -> Any:
         """A call of the function."""
-        outcome: Outcome = await self.drive(self._flow.call(values, trouble))
+        outcome: Outcome = await self.drive(self._flow.call(values, trouble, key))
         return outcome.unwrap()
 
     async def refresh(self, values: Tuple[Any, ...]) -> Any:

@@ -165,16 +165,23 @@ class Flow:
 
     # ------------------------------------------------------------------ a call
 
-    def call(self, values: Tuple[Any, ...], trouble: Optional[Exception] = None) -> Steps:
+    def call(
+        self,
+        values: Tuple[Any, ...],
+        trouble: Optional[Exception] = None,
+        key: Optional[str] = None,
+    ) -> Steps:
         """A call: from the store, or computed.
 
         Args:
             values: The bound arguments.
             trouble: What reading raised already, on the compiled path.
+            key: The key, where it is known.
         """
         if off and is_disabled(self.root):
             return (yield "run", (values, ()))
-        key = self.key(values)
+        if key is None:
+            key = self.key(values)
         landings = self.board.landings
         if trouble is None:
             grade, value = yield from self._look(key)

@@ -157,8 +157,13 @@ class _ManyFlow(Flow):
         """The key of each id."""
         return list(self._wanted(values).values())
 
-    def call(self, values: Tuple[Any, ...], trouble: Optional[Exception] = None) -> Steps:
-        """A call: what is stored from the store, the rest from the function."""
+    def call(
+        self,
+        values: Tuple[Any, ...],
+        trouble: Optional[Exception] = None,
+        key: Optional[str] = None,
+    ) -> Steps:
+        """A call: what is stored from the store, the rest from the function. `key` says nothing."""
         from .switch import is_disabled, off
 
         wanted = self._wanted(values)

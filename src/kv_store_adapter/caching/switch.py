@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import contextmanager
-from typing import Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 from ..namespace import root_of
 from ..protocol import KVStoreProtocol
 
-__all__ = ["caching_disabled", "is_disabled", "off"]
+__all__ = ["RememberedKeys", "caching_disabled", "is_disabled", "off"]
 
-#: The stores that are switched off; ``None`` stands for all. Empty almost always: all a hit asks.
+#: The stores that are switched off; ``None`` stands for all. Empty almost always.
 off: List[Optional[KVStoreProtocol]] = []
+
+
+class RememberedKeys(Dict[Any, str]):
+    """The keys of a function's recent calls, by their arguments; empty while caching is off.
+
+    So a hit, which begins with a key that is found here, need not ask whether it is: that would be
+    a thirtieth of it.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        _all_remembered[id(self)] = self
+
+    def keep(self, arguments: Any, key: str) -> None:
+        """Remember a key, unless caching is off."""
+        self[arguments] = key
+        if off:  # asked afterwards: who switches off does that first, and empties then
+            self.clear()
+
+
+# By id, because dictionaries don't hash.
+_all_remembered: weakref.WeakValueDictionary[int, RememberedKeys] = weakref.WeakValueDictionary()
 
 
 @contextmanager
@@ -37,6 +62,10 @@ def caching_disabled(store: Optional[KVStoreProtocol] = None) -> Iterator[None]:
     root = None if store is None else root_of(store)
     off.append(root)
     try:
+        for ref in _all_remembered.valuerefs():  # a copy: functions come and go meanwhile
+            keys = ref()
+            if keys is not None:
+                keys.clear()
         yield
     finally:
         # By identity: a store may compare equal to another.

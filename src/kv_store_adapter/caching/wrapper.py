@@ -15,7 +15,7 @@ import wrapt
 from ..exceptions import StoreClosedError
 from .drivers import AsyncDriver, PlainDriver
 from .flow import Flow
-from .switch import off
+from .switch import RememberedKeys
 
 if TYPE_CHECKING:
     from .surface import BoundCached as BoundCached
@@ -229,23 +229,25 @@ def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
     if not quick:
         body = f"    return {slow})"
         return binding.compile(name, body, {f"{p}slow": driver.call}, is_async=is_async)
-    remembered: Dict[Any, str] = {}
+    remembered = RememberedKeys()
 
     def miss(values: Tuple[Any, ...]) -> Any:
         """Not there, or its key is not remembered yet."""
         plain = [v for v, n in zip(values, binding.plain_names) if n in keyed]
-        if all(type(v) in _PLAIN for v in plain):
-            key = flow.key(values)
-            # Long ones are kept as digests; their arguments are too large to hold on to.
-            if not key.startswith("#"):
-                if len(remembered) >= _REMEMBERED:
-                    remembered.clear()
-                remembered[plain[0] if len(plain) == 1 else tuple(plain)] = key
-        return driver.call(values)
+        if not all(type(v) in _PLAIN for v in plain):
+            return driver.call(values)
+        key = flow.key(values)
+        # Long ones are kept as digests; their arguments are too large to hold on to.
+        if not key.startswith("#"):
+            if len(remembered) >= _REMEMBERED:
+                remembered.clear()
+            remembered.keep(plain[0] if len(plain) == 1 else tuple(plain), key)
+        # Stored under this very object, a key is found without comparing letters.
+        return driver.call(values, None, key)
 
     arguments = keyed[0] if len(keyed) == 1 else binding.as_tuple(keyed)
     read = flow.store.finder(flow.namespace)
-    tests = [f"not {p}off"]
+    tests = []
     if not isinstance(getattr(read, "__self__", None), dict):  # a dictionary's own get never fails
         tests.append(f"not {p}down")
     # What is likely is asked for by itself: a comparison, where the set takes a look-up.
@@ -256,7 +258,7 @@ def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
     pad = "    "
     body = "\n".join(
         [
-            f"{pad}if {' and '.join(tests)}:",
+            f"{pad}if {' and '.join(tests) or 'True'}:",
             f"{pad}    {p}key = {p}find({arguments})",
             f"{pad}    if {p}key is not None:",
             f"{pad}        try:",
@@ -272,7 +274,6 @@ def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
         ]
     )
     scope = {
-        f"{p}off": off,
         f"{p}down": flow.health.reading.open,
         f"{p}type": type,
         f"{p}int": int,
