@@ -12,12 +12,14 @@ import pytest
 import time_machine
 
 from kv_store_adapter import (
+    NO_EXPIRY,
     DiskKVStore,
     InvalidTTLError,
     KVStoreProtocol,
     LockTimeoutError,
     MemoryKVStore,
     cached,
+    cached_many,
 )
 from kv_store_adapter.caching.freshness import Envelope, Freshness
 
@@ -90,8 +92,39 @@ def test_ttl_of_the_result(local: KVStoreProtocol, clock: time_machine.Coordinat
 def test_a_bad_ttl_of_the_result_raises() -> None:
     """A ttl= function that gives no ttl is the declaration's mistake, and is told."""
     f = cached(MemoryKVStore(), ttl=lambda result, x: 0, namespace="n")(lambda x: x)
-    with pytest.raises(InvalidTTLError):
+    with pytest.raises(InvalidTTLError, match=r"ttl= of .*<lambda>\(\) gave 0 .*cache_if="):
         f(1)
+    g = cached(MemoryKVStore(), ttl=lambda result, x: "1", namespace="n")(lambda x: x)
+    with pytest.raises(TypeError, match=r"ttl= of .*<lambda>\(\) gave '1'"):
+        g(1)
+    h = cached(MemoryKVStore(), ttl=lambda *_: 3_155_760_000, stale=60, namespace="n")(lambda x: x)
+    with pytest.raises(InvalidTTLError, match=r"ttl= of .* at most 100 years together"):
+        h(1)
+
+
+@pytest.mark.parametrize("extra", [{}, {"tags": "t"}])
+def test_no_expiry_holds_in_a_view_with_a_default(local: KVStoreProtocol, extra: Any) -> None:
+    """In a view, ttl=None is the view's default, and NO_EXPIRY is no expiry: of @cached as well."""
+    view = local.namespace("view", ttl=100)
+
+    def lives(ttl: Any) -> Any:
+        f = cached(view, ttl=ttl, namespace="n", **extra)(lambda x: x)
+        f(1)
+        left = view.ttl(f.cache_key(1), "n")
+        f.cache_clear()
+        return None if left is None else round(left)
+
+    assert lives(None) == lives(lambda result, x: None) == 100
+    assert lives(NO_EXPIRY) is None
+    assert lives(lambda result, x: NO_EXPIRY) is None
+    assert lives(lambda result, x: 7) == 7
+
+    @cached_many(view, ttl=NO_EXPIRY, namespace="many")
+    def many(ids: List[int]) -> Any:
+        return {each: each for each in ids}
+
+    many([1])
+    assert view.ttl(many.cache_key([1]), "many") is None
 
 
 def test_jitter_stays_in_its_range(clock: time_machine.Coordinates) -> None:
@@ -359,12 +392,13 @@ def test_lifetimes_are_ttl_and_stale_together(monkeypatch: pytest.MonkeyPatch) -
     """The store keeps a result for ttl and stale; what ttl= says is None is kept for ever."""
 
     def lives(ttl: Any, jitter: float = 0.0, stale: Any = None) -> Any:
-        return Freshness(ttl, jitter, stale, 0.0).lifetimes("result", lambda f: f(1, b=2))
+        return Freshness(ttl, jitter, stale, 0.0).lifetimes("f", "result", lambda f: f(1, b=2))
 
     assert lives(None) == (None, None)
     assert lives(10) == lives(timedelta(seconds=10)) == lives(lambda r, a, b: 10) == (10, 10)
     assert lives(10, 0.0, timedelta(minutes=1)) == (10, 70)
     assert lives(lambda r, a, b: None, 0.5, 60) == (None, None)
+    assert lives(NO_EXPIRY) == lives(lambda r, a, b: NO_EXPIRY, 0.5, 60) == (None, NO_EXPIRY)
     assert lives(lambda r, a, b: len(r) + a + b, 0.0, 1) == (9, 10)
     monkeypatch.setattr("kv_store_adapter.caching.freshness.random.random", lambda: 0.75)
     assert lives(100, 0.5, 7) == (62.5, 69.5)
@@ -384,6 +418,9 @@ def test_lifetimes_are_ttl_and_stale_together(monkeypatch: pytest.MonkeyPatch) -
         ((None, 0.0, 1, 0.0), ValueError, "need a ttl="),
         ((None, 0.0, None, 1.0), ValueError, "need a ttl="),
         ((None, 0.5, None, 0.0), ValueError, "need a ttl="),
+        ((NO_EXPIRY, 0.5, None, 0.0), ValueError, "need a ttl="),
+        ((NO_EXPIRY, 0.0, 60, 0.0), ValueError, "need a ttl="),
+        ((10, 0.0, NO_EXPIRY, 0.0), TypeError, "stale= is a number"),
         ((3_155_760_000, 0.0, 1, 0.0), InvalidTTLError, "at most 100 years"),
         ((3_155_759_999, 0.0, 2, 0.0), InvalidTTLError, "at most 100 years"),
     ],

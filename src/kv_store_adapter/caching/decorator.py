@@ -12,7 +12,7 @@ from ..guard import Guard
 from ..identity import qualified_name, text_of
 from ..namespace import root_of
 from ..protocol import KVStoreProtocol, check_lease
-from ..rules import TTL, check_namespace
+from ..rules import TTL, NoExpiry, check_namespace
 from .flow import Flow, Options
 from .freshness import Freshness, checked_number
 
@@ -25,7 +25,7 @@ __all__ = ["cached"]
 def cached(
     store: KVStoreProtocol,
     *,
-    ttl: Union[TTL, Callable[..., Optional[TTL]], None] = None,
+    ttl: Union[TTL, NoExpiry, Callable[..., Union[TTL, NoExpiry, None]], None] = None,
     namespace: Optional[str] = None,
     key: Union[str, Callable[..., str], None] = None,
     ignore: Iterable[str] = (),
@@ -52,8 +52,9 @@ def cached(
 
     Args:
         store: Any store or view; it stays the caller's.
-        ttl: Seconds (or a ``timedelta``) to remember a result; ``None``: until it is dropped. Or a
-            function ``ttl(result, *args, **kwargs)``.
+        ttl: Seconds (or a ``timedelta``) to remember a result; ``None``: until it is dropped, or
+            for the default ttl of a view; `NO_EXPIRY`: until it is dropped, also in such a view.
+            Or a function ``ttl(result, *args, **kwargs)`` that returns one of these.
         namespace: Where results are stored; by default the function's module and qualified name.
         key: What identifies a call: a function of the arguments that returns a ``str``, or a
             template such as ``"user:{user_id}"``. By default all arguments.
@@ -80,8 +81,12 @@ def cached(
         ``cache_clear`` are awaited.
 
     Raises:
-        TypeError: At decoration: a generator function, or something that is no function. By calls:
-            an argument without stable identity (`UnkeyableArgumentError`).
+        TypeError: At decoration: a generator function, or something that is no function; an option
+            of the wrong type. By calls: an argument without stable identity
+            (`UnkeyableArgumentError`).
+        ValueError: At decoration: an option that can't be (`InvalidTTLError` for a ttl), a template
+            that names no parameter, or another function's results under the same keys in the same
+            place. By calls: what a ``ttl=`` function gave (`InvalidTTLError`).
 
     Example:
         >>> from kv_store_adapter import MemoryKVStore
@@ -139,6 +144,7 @@ def cached(
 
 
 def check_store(store: Any) -> None:
+    """Refuse what is no store, a function that was decorated without one above all."""
     if isinstance(store, KVStoreProtocol):
         return
     if callable(store) and not isinstance(store, type):
@@ -147,6 +153,7 @@ def check_store(store: Any) -> None:
 
 
 def check_version(version: Any) -> Any:
+    """Return `version=`, which is a ``str``, an ``int`` or ``None``."""
     if version is not None and (isinstance(version, bool) or not isinstance(version, (str, int))):
         raise TypeError(f"version= is a str or an int, not {type(version).__name__}.")
     text_of(version)
@@ -154,6 +161,7 @@ def check_version(version: Any) -> Any:
 
 
 def one_of(name: str, value: Any, allowed: Tuple[Any, ...]) -> Any:
+    """Return the value of an option that is one of a few."""
     if value not in allowed:
         raise ValueError(f"{name}= is one of {', '.join(map(repr, allowed))}, not {value!r}.")
     return value

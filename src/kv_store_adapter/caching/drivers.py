@@ -62,7 +62,7 @@ class PlainDriver:
         finally:
             chain.reset(token)
 
-    def write(self, key: str, value: Any, ttl: Optional[float], inside: Chain) -> None:
+    def write(self, key: str, value: Any, ttl: Any, inside: Chain) -> None:
         """Store a result."""
         token = chain.set(inside)  # a serializer may call cached functions, too
         try:
@@ -74,7 +74,7 @@ class PlainDriver:
         """What is stored of these, in one round trip."""
         return self._store.get_many(keys, self._namespace)
 
-    def write_many(self, results: Dict[str, Any], ttl: Optional[float]) -> None:
+    def write_many(self, results: Dict[str, Any], ttl: Any) -> None:
         """Store results, in one round trip."""
         self._store.set_many(results, self._namespace, ttl)
 
@@ -238,7 +238,7 @@ class AsyncDriver:
         finally:
             chain.reset(token)
 
-    async def write(self, key: str, value: Any, ttl: Optional[float], inside: Chain) -> None:
+    async def write(self, key: str, value: Any, ttl: Any, inside: Chain) -> None:
         """Store a result."""
         token = chain.set(inside)  # a serializer may call cached functions, too
         try:
@@ -250,7 +250,7 @@ class AsyncDriver:
         """What is stored of these, in one round trip."""
         return await self._aio.get_many(keys, self._namespace)
 
-    async def write_many(self, results: Dict[str, Any], ttl: Optional[float]) -> None:
+    async def write_many(self, results: Dict[str, Any], ttl: Any) -> None:
         """Store results, in one round trip."""
         await self._aio.set_many(results, self._namespace, ttl)
 

@@ -355,7 +355,7 @@ class Flow:
             if self.options.cache_if is not None and not self.options.cache_if(result):
                 return outcome
             fresh, keep = self.options.freshness.lifetimes(
-                result, lambda function: self.binding.call(function, values)
+                self.name, result, lambda function: self.binding.call(function, values)
             )
         finally:
             chain.reset(token)
@@ -385,7 +385,7 @@ class Flow:
         except Exception as error:  # a third party's store may raise anything
             self.in_trouble(error, key, "write")
 
-    def _keep(self, key: str, stored: Any, ttl: Optional[float], inside: Chain) -> Steps:
+    def _keep(self, key: str, stored: Any, ttl: Any, inside: Chain) -> Steps:
         writing = self.health.writing
         if self.health.reading.open or not writing.allows():
             self.skipped()

@@ -9,7 +9,8 @@ import time
 from datetime import timedelta
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from ..rules import TTL, check_key, check_ttl
+from ..exceptions import InvalidTTLError, shown
+from ..rules import NO_EXPIRY, TTL, NoExpiry, check_key, check_ttl
 
 __all__ = ["EARLY", "FRESH", "STALE", "Envelope", "Freshness"]
 
@@ -61,7 +62,8 @@ class Freshness:
     """The lifetimes of one function's results.
 
     Args:
-        ttl: Seconds, a ``timedelta``, ``None``, or a function of the result and the arguments.
+        ttl: Seconds, a ``timedelta``, ``None`` for whatever the store does with what has no ttl,
+            `NO_EXPIRY`, or a function of the result and the arguments that returns one of these.
         jitter: The fraction of the ttl, from 0 to 1, that chance may take off.
         stale: For how long after that the old result is still served while it is refreshed.
         early: How eagerly hot results are refreshed before they expire; 0: not at all. See
@@ -72,40 +74,54 @@ class Freshness:
 
     def __init__(
         self,
-        ttl: Union[TTL, Callable[..., Optional[TTL]], None],
+        ttl: Union[TTL, NoExpiry, Callable[..., Union[TTL, NoExpiry, None]], None],
         jitter: float,
-        stale: Optional[TTL],
+        stale: Any,
         early: float,
     ) -> None:
         self._of_result = ttl if callable(ttl) else None
         self._fixed = None if callable(ttl) else _seconds(ttl)
-        self._stale = _seconds(stale) or 0.0
-        check_ttl((self._fixed or 1.0) + self._stale)  # what the store is told in the end
+        if stale is NO_EXPIRY:
+            raise TypeError("stale= is a number of seconds or a timedelta, not NO_EXPIRY.")
+        self._stale: float = _seconds(stale) or 0.0
+        if isinstance(self._fixed, float):
+            _check_sum(self._fixed, self._stale)  # what the store is told in the end
         self._jitter = checked_number("jitter", jitter)
         self._early = checked_number("early", early)
         if self._jitter > 1:
             raise ValueError(f"jitter= is a fraction from 0 to 1, not {jitter!r}.")
-        if ttl is None and (stale is not None or self._early or self._jitter):
+        endless = ttl is None or ttl is NO_EXPIRY
+        if endless and (stale is not None or self._early or self._jitter):
             raise ValueError("stale=, early= and jitter= need a ttl=: what never expires is fresh.")
         #: Whether results need an envelope to tell how fresh they are.
         self.needs_envelope: bool = bool(self._stale or self._early)
 
     def lifetimes(
-        self, result: Any, call: Callable[[Callable[..., Any]], Any]
-    ) -> Tuple[Optional[float], Optional[float]]:
-        """Seconds that a result stays fresh, and that the store keeps it; ``None``: for ever.
+        self, name: str, result: Any, call: Callable[[Callable[..., Any]], Any]
+    ) -> Tuple[Optional[float], Union[float, NoExpiry, None]]:
+        """Seconds that a result stays fresh (``None``: for ever), and the ttl to store it with.
 
         Args:
-            result: What the function returned.
+            name: What the decorated function is called.
+            result: What it returned.
             call: Calls a function with the arguments of the call.
         """
         if self._of_result is None:
             seconds = self._fixed
         else:
             of_result = self._of_result
-            seconds = _seconds(call(lambda *args, **kwargs: of_result(result, *args, **kwargs)))
-        if seconds is None:
-            return None, None
+            given = call(lambda *args, **kwargs: of_result(result, *args, **kwargs))
+            try:
+                seconds = _seconds(given)
+                if isinstance(seconds, float):
+                    _check_sum(seconds, self._stale)
+            except (TypeError, InvalidTTLError) as error:
+                raise type(error)(
+                    f"The ttl= of {name}() gave {shown(given)} for a result, which was not "
+                    f"stored: {error} What is not to be remembered is for cache_if=."
+                ) from None
+        if not isinstance(seconds, float):
+            return None, seconds
         if self._jitter:
             seconds = max(0.001, seconds * (1 - self._jitter * random.random()))
         return seconds, seconds + self._stale
@@ -130,15 +146,24 @@ def _is_finite(number: Any) -> bool:
     return isinstance(number, (int, float)) and abs(number) <= sys.float_info.max
 
 
-def _seconds(ttl: Any) -> Optional[float]:
-    milliseconds = check_ttl(ttl)
-    if milliseconds is None:
-        return None
+def _seconds(ttl: Any) -> Any:
+    """A checked ttl as ``float``; ``None`` and `NO_EXPIRY`, which a view tells apart, as it is."""
+    if check_ttl(ttl) is None:
+        return ttl
     # What was checked is passed on as it is: the store rounds.
     return ttl.total_seconds() if isinstance(ttl, timedelta) else float(ttl)
 
 
+def _check_sum(seconds: float, stale: float) -> None:
+    if stale:
+        try:
+            check_ttl(seconds + stale)
+        except InvalidTTLError:
+            raise InvalidTTLError("ttl= and stale= are at most 100 years together.") from None
+
+
 def checked_number(name: str, value: Any) -> float:
+    """Return an option that is a finite number, not below zero."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}= is a number, not {type(value).__name__}.")
     if not 0 <= value < math.inf:

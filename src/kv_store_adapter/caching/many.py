@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 from ..protocol import KVStoreProtocol
-from ..rules import TTL, check_namespace
+from ..rules import TTL, NoExpiry, check_namespace
 from .decorator import check_store, check_version, one_of, place_of, unwrapped
 from .flights import Flight, Outcome, flown_by_us
 from .flow import Flow, Options, Steps
@@ -20,7 +20,7 @@ __all__ = ["cached_many"]
 def cached_many(
     store: KVStoreProtocol,
     *,
-    ttl: Optional[TTL] = None,
+    ttl: Union[TTL, NoExpiry, None] = None,
     ids: Optional[str] = None,
     namespace: Optional[str] = None,
     ignore: Iterable[str] = (),
@@ -39,7 +39,8 @@ def cached_many(
 
     Args:
         store: Any store or view.
-        ttl: Seconds (or a ``timedelta``) to remember an item; ``None``: until it is dropped.
+        ttl: Seconds (or a ``timedelta``) to remember an item; ``None``: until it is dropped, or
+            for the default ttl of a view; `NO_EXPIRY`: until it is dropped, also in such a view.
         ids: The parameter that takes the ids; by default the first one that is not ``self`` or
             ``cls``. All other parameters are part of each item's key.
         namespace: As for `cached`.
@@ -222,7 +223,7 @@ class _ManyFlow(Flow):
             what = type(outcome.value).__name__
             return Outcome(error=TypeError(f"{self.name}() returned a {what}, not a dictionary."))
         fresh = {each: outcome.value[each] for each in missing if each in outcome.value}
-        _, keep = self.options.freshness.lifetimes(None, lambda function: None)
+        _, keep = self.options.freshness.lifetimes(self.name, None, lambda function: None)
         writing = self.health.writing
         # What was invalidated meanwhile goes to the caller, not into the store.
         kept = {missing[each]: v for each, v in fresh.items() if not flights[each].doomed}
