@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
+import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any, Iterator, List
 
 import pytest
@@ -70,10 +73,28 @@ def test_a_closed_port(awaited: bool, count: Any) -> None:
             count("operations on a closed port")
 
 
-def test_what_was_never_sent_leaves_no_doubt() -> None:
+@pytest.mark.parametrize("awaited", [False, True], ids=["plain", "aio"])
+@pytest.mark.parametrize("what", ["closed", "no socket", "silent TLS", "full"])
+def test_what_was_never_sent_leaves_no_doubt(tmp_path: Path, what: str, awaited: bool) -> None:
     """A write that found no server does not say that it may have been applied."""
-    with RedisKVStore(port=free_port()) as store:
-        said = [str(raised(store, name)) for name in WRITES]
+    with contextlib.ExitStack() as stack:
+        options: Any = {"socket_connect_timeout": 0.2, "socket_timeout": 0.2}
+        if what == "closed":
+            store = RedisKVStore(port=free_port(), **options)
+        elif what == "no socket":
+            store = RedisKVStore.from_url(f"unix://{tmp_path}/none.sock", **options)
+        else:
+            # Nobody accepts; with a full queue not even the system does.
+            deaf = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+            place = deaf.getsockname()
+            for _ in range(3 if what == "full" else 0):
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(place)
+            scheme = "redis" if what == "full" else "rediss"
+            store = RedisKVStore.from_url(f"{scheme}://127.0.0.1:{place[1]}", **options)
+        stack.enter_context(store)
+        said = [str(raised(store, name, awaited=awaited)) for name in WRITES]
     assert not [text for text in said if "may have been applied" in text]
 
 

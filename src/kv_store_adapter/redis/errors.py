@@ -79,6 +79,10 @@ def may_have_arrived(error: BaseException, client: Any) -> bool:
     while cause is not None:
         if isinstance(cause, (ConnectionRefusedError, socket.gaierror)):
             return False
+        # "Timeout connecting to server", "Error 2 connecting to unix socket": redis-py's, for
+        # whatever went wrong until there was a connection.
+        if " connecting to " in str(cause):
+            return False
         cause = cause.__cause__ or cause.__context__
     return True
 
