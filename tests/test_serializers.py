@@ -137,6 +137,40 @@ def test_restricted_pickle_runs_nothing_that_was_planted() -> None:
             serializer.loads(data)
 
 
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_restricted_pickle_writes_nothing_that_it_can_t_read(protocol: int) -> None:
+    """A class that is not on the list is refused when it is stored: what was there stays."""
+    with MemoryKVStore(serializer=RestrictedPickleSerializer([Size], protocol)) as store:
+        for value in (Size.SMALL, [b"\x93 \x82 c", "c\x93"], {1, 2}, collections.deque([2])):
+            store.set("key", value)
+            for refused in (Planted(), [1, {"a": Planted()}], collections.Counter("a"), len):
+                with pytest.raises(SerializationError, match="is not on the list"):
+                    store.set("key", refused)
+            assert store.get("key") == value
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: PickleSerializer(99), ValueError, "protocols up to"),
+        (lambda: PickleSerializer("4"), TypeError, "protocol is an int, not str"),
+        (lambda: RestrictedPickleSerializer(protocol=99), ValueError, "protocols up to"),
+        (lambda: CompressedSerializer(level=99), ValueError, "from 1 .* to 9 .* not 99"),
+        (lambda: CompressedSerializer(level=0), ValueError, "from 1 .* to 9 .* not 0"),
+        (lambda: CompressedSerializer(threshold="x"), TypeError, "threshold= is an int, not str"),
+        (lambda: CompressedSerializer(threshold=-1), ValueError, "numbers of bytes: -1"),
+        (lambda: CompressedSerializer(limit=-1), ValueError, "numbers of bytes: 512, -1"),
+        (lambda: CompressedSerializer(limit=True), TypeError, "limit= is an int, not bool"),
+    ],
+)
+def test_what_no_serializer_can_do_is_refused_when_it_is_made(
+    make: Any, error: Any, message: str
+) -> None:
+    """An option that could only fail at the first write, or later, is told at once."""
+    with pytest.raises(error, match=message):
+        make()
+
+
 def test_compressed_is_smaller_and_bounded() -> None:
     """Large values shrink, small ones stay as they are, and a bomb stops at the limit."""
     serializer = CompressedSerializer(limit=100_000)

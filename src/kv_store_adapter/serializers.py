@@ -93,6 +93,12 @@ class PickleSerializer(Serializer):
     """
 
     def __init__(self, protocol: int = 4) -> None:
+        if isinstance(protocol, bool) or not isinstance(protocol, int):
+            raise TypeError(f"A pickle protocol is an int, not {type(protocol).__name__}.")
+        if not -1 <= protocol <= pickle.HIGHEST_PROTOCOL:
+            raise ValueError(
+                f"This Python has pickle protocols up to {pickle.HIGHEST_PROTOCOL}, not {protocol}."
+            )
         self._protocol = protocol
 
     @property
@@ -139,13 +145,13 @@ def _check_json(value: Any) -> None:
     if kind is dict:
         for key, item in value.items():
             if type(key) is not str:
-                raise TypeError(f"a {type(key).__name__} as key would come back as a str")
+                raise TypeError(f"a key of type {type(key).__name__} would come back as a str")
             _check_json(item)
     elif kind is list:
         for item in value:
             _check_json(item)
     elif kind not in (str, int, float, bool, type(None)):
-        raise TypeError(f"a {kind.__name__} would not come back from JSON as it was")
+        raise TypeError(f"{kind.__name__} is a type that would not come back from JSON as it was")
 
 
 class CompressedSerializer(Serializer):
@@ -166,6 +172,13 @@ class CompressedSerializer(Serializer):
         threshold: int = 512,
         limit: int = 1 << 30,
     ) -> None:
+        for name, number in (("level", level), ("threshold", threshold), ("limit", limit)):
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"{name}= is an int, not {type(number).__name__}.")
+        if not 1 <= level <= 9:
+            raise ValueError(f"level= is from 1 (fast) to 9 (small), not {level}.")
+        if threshold < 0 or limit < 1:
+            raise ValueError(f"threshold= and limit= are numbers of bytes: {threshold}, {limit}.")
         self._inner = PickleSerializer() if inner is None else inner
         self._level = level
         self._threshold = threshold
@@ -353,8 +366,8 @@ class Codec:
             return _dumps_at(self.serializer, value, key, namespace)
         except Exception as error:  # a serializer is anybody's code: it may raise anything
             raise SerializationError(
-                f"A {type(value).__name__} for {where(key, namespace)} can't be serialised with "
-                f"{self.name}: {_reason(error)}. Nothing was stored."
+                f"A value of type {type(value).__name__} for {where(key, namespace)} can't be "
+                f"serialised with {self.name}: {_reason(error)}. Nothing was stored."
             ) from error
 
     def encode_each(self, items: Mapping[str, Any], namespace: Optional[str]) -> List[bytes]:
