@@ -985,6 +985,28 @@ def test_no_size_limit_below_one(path: Path, limit: Any) -> None:
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("timeout", "5", TypeError),
+        ("timeout", None, TypeError),
+        ("timeout", True, TypeError),
+        ("timeout", -1, ValueError),
+        ("timeout", math.nan, ValueError),
+        ("spill_threshold", "1", TypeError),
+        ("spill_threshold", None, TypeError),
+        ("spill_threshold", 1.5, TypeError),
+    ],
+)
+def test_options_are_checked_before_a_folder_is_made(
+    path: Path, option: str, value: Any, error: Any
+) -> None:
+    """What could only fail at the first busy moment, or the first write, is told at once."""
+    with pytest.raises(error, match=option):
+        DiskKVStore(path, **{option: value})
+    assert not path.exists()
+
+
 def test_no_namespace_is_slower_than_another(path: Path) -> None:
     """Thousands of namespaces cost no more connections or files open than one."""
     with DiskKVStore(path) as store:

@@ -14,6 +14,7 @@ import pytest
 
 import kv_store_adapter
 from kv_store_adapter import KVStoreProtocol
+from kv_store_adapter.testing import travel
 
 SOURCE = Path(kv_store_adapter.__file__).parent
 
@@ -116,6 +117,13 @@ def test_without_redis_the_store_says_what_to_install() -> None:
     done = _python("from kv_store_adapter import RedisKVStore; RedisKVStore()", blocked=("redis",))
     assert "redis" in done.stderr.splitlines()[-1]
     assert done.returncode == 1
+
+
+def test_travel_without_time_machine_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own test that can't travel fails: skipped, it would look as if it had passed."""
+    monkeypatch.setitem(sys.modules, "time_machine", None)
+    with pytest.raises(ImportError, match="pip install time-machine"), travel(seconds=5):
+        raise AssertionError("it did not travel")
 
 
 def test_the_protocol_has_eight_abstract_methods() -> None:

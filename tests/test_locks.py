@@ -218,8 +218,19 @@ def test_a_wait_has_a_limit(opener: Any) -> None:
 @pytest.mark.parametrize("ttl", [None, 0, -1, True, "10", float("inf")])
 def test_a_lock_has_an_end(ttl: Any) -> None:
     """A lock without a proper ttl is refused when it is made."""
-    with pytest.raises((TypeError, ValueError)):
-        MemoryKVStore().lock("key", ttl=ttl)
+    store = MemoryKVStore()
+    for lock in (store.lock, store.namespace("n").lock, store.aio.lock):
+        with pytest.raises((TypeError, ValueError), match="lock's ttl|ttl is a(n int| number)"):
+            lock("key", ttl=ttl)
+
+
+@pytest.mark.parametrize("timeout", ["1", True, -1, float("nan")])
+def test_a_wait_is_a_number(timeout: Any) -> None:
+    """A timeout= that is no number of seconds is refused when the lock is made."""
+    store = MemoryKVStore()
+    for lock in (store.lock, store.namespace("n").lock, store.aio.lock):
+        with pytest.raises((TypeError, ValueError), match="timeout= is a number of seconds"):
+            lock("key", timeout=timeout)
 
 
 def test_locks_leave_nothing_behind() -> None:

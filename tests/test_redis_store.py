@@ -593,6 +593,7 @@ def test_an_asyncio_client_is_refused() -> None:
     ("make", "error", "message"),
     [
         (lambda: RedisKVStore("redis://localhost"), ValueError, "from_url"),
+        (lambda: RedisKVStore(None), TypeError, "host is a str"),  # type: ignore[arg-type]
         (lambda: RedisKVStore(port="6379"), TypeError, "A port is an int"),  # type: ignore[arg-type]
         (
             lambda: RedisKVStore.from_url("redis://localhost/abc"),

@@ -104,6 +104,12 @@ def test_what_can_t_be_read_is_refused(
     assert os.listdir(tmp_path) == []
 
 
+def test_what_is_no_text_goes_beside_the_url() -> None:
+    """Who asks for a serializer in a url is told where it goes."""
+    with pytest.raises(ValueError, match=r"no option 'serializer'.* open_store\(url, serializer="):
+        open_store("disk:x?serializer=json")
+
+
 @pytest.mark.parametrize("url", [None, 5, b"memory://", Path("x")])
 def test_no_url_but_text(url: Any) -> None:
     """A url is a str."""

@@ -25,7 +25,7 @@ from .exceptions import KeyNotFoundError
 from .leases import AsyncHeld
 from .namespace import NamespaceView, root_of
 from .protocol import TAGS_NAMESPACE, KVStoreProtocol, check_lease
-from .rules import MISSING, TTL, NoExpiry, check_key, check_namespace
+from .rules import MISSING, TTL, NoExpiry, check_key, check_namespace, check_timeout
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -225,7 +225,7 @@ class AsyncKVStore:
         milliseconds = check_lease(ttl)
         key, namespace = check_key(key), check_namespace(namespace)
         lease = partial(self._store._lease, key, namespace, milliseconds)
-        return AsyncHeld(lease, key, namespace, timeout, self._call)
+        return AsyncHeld(lease, key, namespace, check_timeout(timeout), self._call)
 
     async def close(self) -> None:
         """Close the store, and what this side of it holds open."""

@@ -121,4 +121,4 @@ class StoreUnavailableError(KVStoreError):
 
 
 class StoreFormatError(StoreUnavailableError):
-    """The folder or server holds data of another format, version or serializer. It is untouched."""
+    """The folder holds data of another format, version or serializer. It is untouched."""

@@ -26,8 +26,17 @@ from typing import (
 )
 
 from . import forking
-from .exceptions import KeyNotFoundError
-from .rules import LONGEST_KEY, MISSING, TTL, NoExpiry, check_key, check_namespace, check_ttl
+from .exceptions import InvalidTTLError, KeyNotFoundError, shown
+from .rules import (
+    LONGEST_KEY,
+    MISSING,
+    TTL,
+    NoExpiry,
+    check_key,
+    check_namespace,
+    check_timeout,
+    check_ttl,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -325,11 +334,14 @@ class KVStoreProtocol(ABC):
 
         Raises:
             LockTimeoutError: On entering, when the wait took longer than `timeout`.
+            InvalidTTLError: The ttl can't be one.
+            ValueError: The timeout is negative or NaN.
         """
         from .leases import held
 
         key, namespace = check_key(key), check_namespace(namespace)
-        return held(self._lease(key, namespace, check_lease(ttl)), key, namespace, timeout)
+        milliseconds, timeout = check_lease(ttl), check_timeout(timeout)
+        return held(self._lease(key, namespace, milliseconds), key, namespace, timeout)
 
     def _lease(self, key: str, namespace: Optional[str], ttl_ms: int) -> Lease:
         """One attempt-at-a-time lock on a checked key: what `lock` is made of."""
@@ -381,9 +393,11 @@ def check_items(mapping: Mapping[str, Any]) -> Dict[str, Any]:
     """Check the keys of a batch before any of it is stored.
 
     Raises:
-        TypeError: One of them is not a ``str``.
+        TypeError: It is no mapping, or one of its keys is not a ``str``.
         InvalidKeyError: One of them can't be a key.
     """
+    if not hasattr(mapping, "keys"):  # dict() would take a list of pairs, or of texts of two
+        raise TypeError(f"A batch is a mapping of keys to values, not {type(mapping).__name__}.")
     items = dict(mapping)
     return items if _are_usual(items) else {check_key(key): item for key, item in items.items()}
 
@@ -400,9 +414,15 @@ def _are_usual(keys: Collection[Any]) -> bool:
 
 def check_lease(ttl: TTL) -> int:
     """Check the ttl of a lock: milliseconds. A lock without end is refused."""
-    milliseconds = check_ttl(ttl)
+    try:
+        milliseconds = check_ttl(ttl)
+    except InvalidTTLError:
+        raise InvalidTTLError(
+            f"A lock's ttl is above zero and at most 100 years, not {shown(ttl)}: its holder "
+            "renews it, and if it dies others wait for as long."
+        ) from None
     if milliseconds is None:
-        raise TypeError("A lock's ttl is a number of seconds or a timedelta, not None.")
+        raise TypeError(f"A lock's ttl is a number of seconds or a timedelta, not {ttl}.")
     return milliseconds
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "NoExpiry",
     "check_key",
     "check_namespace",
+    "check_timeout",
     "check_ttl",
     "join_namespaces",
     "literal_prefix",
@@ -179,6 +180,22 @@ def _bad_ttl(ttl: Any) -> InvalidTTLError:
         f"A ttl is above zero and at most 100 years, not {shown(ttl)}. "
         "Use None for no expiry, and delete() to drop an entry now."
     )
+
+
+def check_timeout(timeout: Any) -> Optional[float]:
+    """Return `timeout` in seconds as it is; ``None`` is for ever, and so is infinity.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative or NaN.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout= is a number of seconds, not {type(timeout).__name__}.")
+    if not timeout >= 0:
+        raise ValueError(f"timeout= is a number of seconds from zero, not {timeout!r}.")
+    return timeout
 
 
 # A lone surrogate, which no key holds, ends the prefix, too: backends could not encode it.

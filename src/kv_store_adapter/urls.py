@@ -85,7 +85,10 @@ def _read_options(query: str, kinds: Dict[str, Callable[[str], Any]]) -> Dict[st
     options = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in kinds:
-            raise ValueError(f"There is no option {name!r}. There are {', '.join(sorted(kinds))}.")
+            raise ValueError(
+                f"There is no option {name!r} in a url. There are {', '.join(sorted(kinds))}. What "
+                "is no text, as a serializer, goes beside it: open_store(url, serializer=...)."
+            )
         try:
             options[name] = kinds[name](text)
         except ValueError:

@@ -7,8 +7,8 @@ Run: ``python tests/benchmarks/checksums.py [FOLDER]``, with a folder on the dis
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -38,7 +38,9 @@ def measure(store: DiskKVStore, size: int) -> Tuple[float, float]:
 
 def main() -> None:
     """Measure with and without in turn, and print a line for each size."""
-    folder = sys.argv[1] if len(sys.argv) > 1 else None
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", help="where to measure; by default the system's own")
+    folder = parser.parse_args().folder
     print(f"{'bytes':>8}  set   get   (with verify=True : without)")
     for size in SIZES:
         with tempfile.TemporaryDirectory(dir=folder) as root:

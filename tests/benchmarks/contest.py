@@ -48,7 +48,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Bar:
-    """One line of issue 4's table: a value that may be at most (or must be at least) `limit`.
+    """One line of the table of bars: a value that may be at most (or must be at least) `limit`.
 
     `value` gets the figures of all contestants and raises ``KeyError`` where one is missing.
     """

@@ -7,8 +7,8 @@ Run: ``python tests/benchmarks/spill_threshold.py [FOLDER]``, with a folder on t
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import tempfile
 from statistics import median
 from time import perf_counter
@@ -56,7 +56,9 @@ def measure(root: str, size: int, threshold: int) -> Tuple[float, float, float]:
 
 def main() -> None:
     """Measure both ways in turn, and print a line for each size."""
-    folder = sys.argv[1] if len(sys.argv) > 1 else None
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", help="where to measure; by default the system's own")
+    folder = parser.parse_args().folder
     with tempfile.TemporaryDirectory(dir=folder) as root:
         print(
             f"{'bytes':>8}  in the database: new, over, get (us)   in a file: new, over, get (us)"

@@ -27,7 +27,16 @@ from ..exceptions import (
     where,
 )
 from ..protocol import KVStoreProtocol, check_items, check_keys
-from ..rules import MISSING, TTL, check_key, check_namespace, check_ttl, literal_prefix, matcher
+from ..rules import (
+    MISSING,
+    TTL,
+    check_key,
+    check_namespace,
+    check_timeout,
+    check_ttl,
+    literal_prefix,
+    matcher,
+)
 from ..serializers import Codec
 from . import schema
 from .cleaning import Cleaner
@@ -131,6 +140,12 @@ class DiskKVStore(KVStoreProtocol):
             raise ValueError(
                 f"size_limit is a number of bytes above zero, or None: {size_limit!r}."
             )
+        if isinstance(spill_threshold, bool) or not isinstance(spill_threshold, int):
+            raise TypeError(
+                f"spill_threshold is a number of bytes, not {type(spill_threshold).__name__}."
+            )
+        if check_timeout(timeout) is None:
+            raise TypeError("timeout= is a number of seconds, not None. math.inf is for ever.")
         if isinstance(remember, bool) or not isinstance(remember, int):
             raise TypeError(f"remember is a number of bytes, not {type(remember).__name__}.")
         if remember < 0:

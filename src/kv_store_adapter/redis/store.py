@@ -104,6 +104,8 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
     ) -> None:
         if not isinstance(port, int):
             raise TypeError(f"A port is an int, not {type(port).__name__}.")
+        if not isinstance(host, str):
+            raise TypeError(f"A host is a str, not {type(host).__name__}.")
         if "://" in host:
             raise ValueError("That is a url, not a host: use RedisKVStore.from_url(...).")
         if client is not None:

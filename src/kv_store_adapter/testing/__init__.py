@@ -16,7 +16,10 @@ expiry (or your own `KVStoreContract.travel`), and hypothesis for `state_machine
 
 from __future__ import annotations
 
-import pytest
+try:
+    import pytest
+except ImportError as error:
+    raise ImportError("kv_store_adapter.testing needs pytest: pip install pytest.") from error
 
 # Before they are imported: a failed assert then shows what was compared, as in any test module.
 pytest.register_assert_rewrite(

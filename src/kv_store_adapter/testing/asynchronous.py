@@ -51,6 +51,7 @@ class AsyncKVStoreContract:
 
     def travel(self, seconds: float) -> AbstractContextManager[Any]:
         """Let `seconds` pass for the store, until the block ends."""
+        pytest.importorskip("time_machine")
         return samples.travel(seconds)
 
     def full_namespace(self, namespace: Optional[str]) -> Optional[str]:

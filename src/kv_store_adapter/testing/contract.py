@@ -49,6 +49,7 @@ class KVStoreContract(DerivedContract):
 
     def travel(self, seconds: float) -> AbstractContextManager[Any]:
         """Let `seconds` pass for the store, until the block ends."""
+        pytest.importorskip("time_machine")
         return samples.travel(seconds)
 
     def full_namespace(self, namespace: Optional[str]) -> Optional[str]:
@@ -296,13 +297,17 @@ class KVStoreContract(DerivedContract):
                 list(call(None, bad))
 
     def test_bad_batches(self, store: KVStoreProtocol) -> None:
-        """One key where many are wanted is a TypeError, not a batch of letters."""
+        """One key where many are wanted is a TypeError, as is a list where a mapping is."""
         store.set_many({"k": 1, "e": 2, "y": 3})
         for call in (store.get_many, store.delete_many):
             with pytest.raises(TypeError):
                 call("key")
             with pytest.raises(TypeError):
                 call(b"key")  # type: ignore[arg-type]  # the promise
+        for bad in ([("k", 9)], ["ke"], "key", 1, None):
+            with pytest.raises(TypeError):
+                store.set_many(bad)  # type: ignore[arg-type]  # the promise
+        assert store.get_many(["k", "e", "y"]) == {"k": 1, "e": 2, "y": 3}
         assert sorted(store.keys()) == ["e", "k", "y"]
 
     # ------------------------------------------------------------------ rule 2: values

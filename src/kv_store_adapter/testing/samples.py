@@ -122,10 +122,16 @@ class LooseText(str):
 
 
 def travel(seconds: float) -> AbstractContextManager[Any]:
-    """Let `seconds` pass at once, for this process, until the block ends. Needs time-machine."""
-    import pytest
+    """Let `seconds` pass at once, for this process, until the block ends.
 
-    time_machine = pytest.importorskip("time_machine")
+    Raises:
+        ImportError: The package time-machine, which does it, is not installed.
+    """
+    try:
+        import time_machine
+    except ImportError as error:
+        raise ImportError("travel() needs time-machine: pip install time-machine.") from error
+
     journey: AbstractContextManager[Any] = time_machine.travel(time.time() + seconds, tick=True)
     return journey
 

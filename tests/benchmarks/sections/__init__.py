@@ -1,4 +1,4 @@
-"""The sections, in the order of issue 4's table. A file of this folder is a group of them."""
+"""The sections, in the order of docs/performance.md. A file of this folder is a group of them."""
 
 from __future__ import annotations
 

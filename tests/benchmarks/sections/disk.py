@@ -17,7 +17,7 @@ from timing import loop, repeated, timed
 TTL = 3600
 _DISKCACHE = "diskcache.Cache"
 
-# Bytes of a value, keys in a quick and in a full run, and the bars of issue 4.
+# Bytes of a value, keys in a quick and in a full run, and their bars.
 _SIZES: Dict[str, Tuple[int, Tuple[int, int], Dict[str, float]]] = {
     "100B": (100, (1000, 4000), {"get": 0.75, "set new": 0.4, "overwrite": 0.4, "delete": 0.5}),
     "1KiB": (1024, (1000, 4000), {"get": 0.75, "set new": 0.4, "overwrite": 0.4, "delete": 0.5}),
