@@ -192,7 +192,7 @@ FILES = [
 
 BACKENDS = {"memory", "disk", "redis"}
 TOOLKIT = {"caching", "keys", "cli"}
-GROUND = {"exceptions", "rules", "serializers", "forking", "eviction"}
+GROUND = {"exceptions", "rules", "serializers", "forking", "eviction", "interruption"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))

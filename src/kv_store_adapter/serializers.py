@@ -7,7 +7,6 @@ and namespace) has ``dumps_at`` and ``loads_at`` besides.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import json
@@ -28,6 +27,7 @@ from typing import (
 )
 
 from .exceptions import SerializationError, where
+from .interruption import let_through
 
 if TYPE_CHECKING:
     from typing_extensions import Protocol
@@ -365,6 +365,7 @@ class Codec:
                 return pickle.dumps(value, self._pickled)
             return _dumps_at(self.serializer, value, key, namespace)
         except Exception as error:  # a serializer is anybody's code: it may raise anything
+            let_through(error)
             raise SerializationError(
                 f"A value of type {type(value).__name__} for {where(key, namespace)} can't be "
                 f"serialised with {self.name}: {_reason(error)}. Nothing was stored."
@@ -374,8 +375,13 @@ class Codec:
         """The bytes of each value; `SerializationError` at the first that has none."""
         if self._pickled is not None:
             # Without a frame for each; which one is bad is found below.
-            with contextlib.suppress(Exception):
-                return list(map(pickle.dumps, items.values(), repeat(self._pickled)))
+            try:
+                encoded = list(map(pickle.dumps, items.values(), repeat(self._pickled)))
+            except Exception as error:
+                let_through(error)
+            else:
+                if len(encoded) == len(items):  # else one raised StopIteration
+                    return encoded
         return [self.encode(value, key, namespace) for key, value in items.items()]
 
     def decode(self, data: bytes, key: str, namespace: Optional[str]) -> Any:
@@ -385,6 +391,7 @@ class Codec:
                 return pickle.loads(data)  # without two frames: this is the path of most reads
             return _loads_at(self.serializer, data, key, namespace)
         except Exception as error:  # so may the class that is being read
+            let_through(error)
             raise SerializationError(
                 f"What is stored under {where(key, namespace)} can't be read with {self.name}: "
                 f"{_reason(error)}. It is left where it is; set() replaces it, delete() drops it."
@@ -396,8 +403,13 @@ class Codec:
         """The value of each key; `SerializationError` at the first that can't be read."""
         if self.load is not None:
             # Without a frame for each; which one is bad is found below.
-            with contextlib.suppress(Exception):
-                return dict(zip(keys, map(pickle.loads, found)))
+            try:
+                values = dict(zip(keys, map(pickle.loads, found)))
+            except Exception as error:
+                let_through(error)
+            else:
+                if len(values) == len(keys):  # else one raised StopIteration
+                    return values
         return {key: self.decode(data, key, namespace) for key, data in zip(keys, found)}
 
 

@@ -21,6 +21,7 @@ from ..exceptions import (
     where,
 )
 from ..identity import text_of
+from ..interruption import interruption, let_through
 from ..keys import Template, key_of_call, shortened
 from ..namespace import root_of
 from ..protocol import KVStoreProtocol
@@ -322,6 +323,7 @@ class Flow:
         try:
             yield "unlock", (held,)
         except Exception as error:  # as above; the answer is there, and the lease ends by itself
+            let_through(error)
             self.tally.errors.add()
             warn(
                 self.name,
@@ -503,6 +505,7 @@ class Flow:
 
     def in_trouble(self, error: Exception, key: str, doing: str) -> None:
         """The store failed: raise, or warn, count, and go on without it."""
+        let_through(error)
         if isinstance(error, (TypeError, InvalidKeyError, InvalidTTLError)):
             raise error  # the caller's mistake, or the declaration's
         unreadable = isinstance(error, SerializationError) and doing == "read"
@@ -534,7 +537,9 @@ class Flow:
 
 def _shared(outcome: Optional[Outcome]) -> Optional[Outcome]:
     """What those who wait get to see: not that this caller was interrupted or cancelled."""
-    if outcome is None or outcome.error is None or isinstance(outcome.error, Exception):
+    if outcome is None or outcome.error is None:
+        return outcome
+    if isinstance(outcome.error, Exception) and interruption(outcome.error) is None:
         return outcome
     return None
 

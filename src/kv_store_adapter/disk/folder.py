@@ -13,6 +13,7 @@ import zlib
 from typing import IO, Any, Callable, Iterator, Optional, Tuple
 
 from ..exceptions import SerializationError, StoreFormatError, StoreUnavailableError, where
+from ..interruption import let_through
 
 __all__ = ["DATABASE", "RESERVE", "SPARE", "Folder", "checksum", "damaged", "is_folder"]
 
@@ -61,6 +62,7 @@ class Folder:
         try:
             self._enter(trust_root)
         except OSError as error:
+            let_through(error)
             raise StoreUnavailableError(
                 f"The folder {path} can't be used: {error.strerror}. Choose one that you may "
                 "read and write."
@@ -292,6 +294,7 @@ class Folder:
             raise
         except OSError as error:
             self._unlink(path)
+            let_through(error)
             raise StoreUnavailableError(
                 f"{path} could not be written: {error.strerror}. The old value is still there."
             ) from error
@@ -336,12 +339,14 @@ class Folder:
                 if load is not None and head == right and about.st_size - _HEADER == size:
                     try:
                         return load(stream), True
-                    except Exception:  # what is wrong comes out when the bytes are decoded
+                    except Exception as error:  # what is wrong comes out when it is decoded
+                        let_through(error)
                         stream.seek(_HEADER)
                 data = stream.readall()  # unbuffered: a FileIO
         except FileNotFoundError:
             raise
         except OSError as error:
+            let_through(error)
             # ELOOP: somebody put a link in its place. Only this entry suffers.
             if error.errno in (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO):
                 raise damaged(

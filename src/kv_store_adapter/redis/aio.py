@@ -22,6 +22,7 @@ from typing import (
 from .. import forking
 from ..aio import AsyncKVStore
 from ..exceptions import KVStoreError, StoreClosedError
+from ..interruption import let_through
 from ..rules import check_namespace, matcher
 from .conversation import Ask
 from .errors import (
@@ -106,6 +107,7 @@ class RedisAsyncStore(AsyncKVStore, forking.Forkable):
                 try:
                     replies = await connected.ask(self._ask, ask)
                 except Exception as error:  # redis-py's, hiredis's or the system's: all become ours
+                    let_through(error)
                     ask = talk.throw(translate(error, ask, connected.client))
                 else:
                     try:
@@ -113,6 +115,7 @@ class RedisAsyncStore(AsyncKVStore, forking.Forkable):
                     except StopIteration as done:
                         return done.value
                     except MISREAD as error:
+                        let_through(error)
                         if isinstance(error, KVStoreError):
                             raise
                         raise translate(error, ask, connected.client) from error

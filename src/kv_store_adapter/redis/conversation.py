@@ -225,8 +225,9 @@ class Conversation:
             return default
         try:
             return self._codec.decode(data, key, namespace)
-        except SerializationError:
-            # It may be another version's: put back, unless somebody has stored anew meanwhile.
+        except BaseException:
+            # It may be another version's, or a job's time was over just now: put back, unless
+            # somebody has stored anew meanwhile.
             yield Ask((*_set(name, data, left if left > 0 else None), "NX"), writes=True)
             raise
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+from ..interruption import let_through
 from ..leases import Lease
 from .errors import repeats, translate
 
@@ -30,6 +31,7 @@ class RedisLease(Lease):
         except LockError:
             return False  # not ours any more
         except Exception as error:  # the driver's, whatever it is: see translate()
+            let_through(error)
             raise translate(error, None, self._client) from error
 
     def acquire(self, wait: float) -> bool:

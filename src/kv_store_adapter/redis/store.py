@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from .. import forking
 from ..exceptions import KeyNotFoundError, KVStoreError, StoreClosedError
+from ..interruption import interruption
 from ..protocol import KVStoreProtocol
 from ..rules import MISSING, TTL, check_namespace, matcher
 from ..serializers import Codec
@@ -256,6 +257,7 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
                 try:
                     replies = self._ask(ask)
                 except Exception as error:  # redis-py's, hiredis's or the system's: all become ours
+                    self._let_through(error)
                     ask = talk.throw(translate(error, ask, self._client))
                 else:
                     try:
@@ -263,6 +265,7 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
                     except StopIteration as done:
                         return done.value
                     except MISREAD as error:
+                        self._let_through(error)
                         if isinstance(error, KVStoreError):
                             raise
                         self._drop_idle_connections()
@@ -292,6 +295,13 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
             # next caller. For clients that were given to us; ours know it themselves.
             self._drop_idle_connections()
             raise
+
+    def _let_through(self, error: Exception) -> None:
+        """Raise what a signal's handler raised, if `error` came of it."""
+        came = interruption(error)
+        if came is not None:
+            self._drop_idle_connections()
+            raise came
 
     def _drop_idle_connections(self) -> None:
         # As far as the driver's version can; another error must not take the place of the first.

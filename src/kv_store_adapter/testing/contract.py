@@ -312,12 +312,19 @@ class KVStoreContract(DerivedContract):
 
     # ------------------------------------------------------------------ rule 2: values
 
-    def test_a_value_is_taken_whole_or_not_at_all(self, store: KVStoreProtocol) -> None:
+    @pytest.mark.parametrize(
+        "unlikely",
+        [[1, lambda: None], samples.Endless("written")],
+        ids=["a lambda", "StopIteration"],
+    )
+    def test_a_value_is_taken_whole_or_not_at_all(
+        self, store: KVStoreProtocol, unlikely: Any
+    ) -> None:
         """A value that can't be serialised is a SerializationError, and the old one stays."""
-        unlikely = [1, lambda: None]
         calls: List[Callable[[], Any]] = [
             lambda: store.set("key", unlikely, "n", 5),
             lambda: store.set_many({"key": unlikely, "more": 1}, "n"),
+            lambda: store.set_many({"less": 1, "key": unlikely, "more": 1}, "n"),
         ]
         for store_it in calls:
             store.set("key", "old", "n")
@@ -329,6 +336,22 @@ class KVStoreContract(DerivedContract):
             else:
                 # A store that keeps the object itself.
                 assert store.get("key", "n") is unlikely
+
+    def test_a_value_that_can_t_be_read_hides_no_other(self, store: KVStoreProtocol) -> None:
+        """A batch with a value that can't be read is an error, never a shorter answer."""
+        values = {"a": 1, "b": samples.Endless("read"), "c": 3}
+        try:
+            store.set_many(values, "n")
+        except SerializationError:
+            assert store.keys("n") == []  # it takes no such objects
+            return
+        assert sorted(store.keys("n")) == ["a", "b", "c"]
+        try:
+            found = store.get_many(list(values), "n")
+        except SerializationError:
+            assert store.get_many(["a", "c"], "n") == {"a": 1, "c": 3}
+        else:
+            assert found == values  # a store that keeps the objects themselves
 
     # ------------------------------------------------------------------ rules 3 and 4: ttl
 

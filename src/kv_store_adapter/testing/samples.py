@@ -121,6 +121,22 @@ class LooseText(str):
         return isinstance(other, str) and self.lower() == str.lower(other)
 
 
+class Endless:
+    """Raises StopIteration, as a slip with next() does, when it is pickled or when it is read."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+
+    def __getstate__(self) -> Dict[str, str]:
+        if self.when == "written":
+            raise StopIteration
+        return {"when": self.when}
+
+    def __setstate__(self, state: Dict[str, str]) -> None:
+        if state["when"] == "read":
+            raise StopIteration
+
+
 def travel(seconds: float) -> AbstractContextManager[Any]:
     """Let `seconds` pass at once, for this process, until the block ends.
 

@@ -1,0 +1,224 @@
+"""A job's time limit: what a signal's handler raises reaches the job, whatever it came into."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator, List
+
+import pytest
+
+from kv_store_adapter import (
+    DiskKVStore,
+    KVStoreProtocol,
+    MemoryKVStore,
+    PickleSerializer,
+    RedisKVStore,
+    SerializationError,
+    StoreUnavailableError,
+    cached,
+    cached_many,
+)
+from kv_store_adapter.interruption import interruption
+from signals import needs_timers
+
+pytestmark = needs_timers
+
+
+class JobTimeoutError(Exception):
+    """No BaseException, as those of the usual job queues are none."""
+
+
+@pytest.fixture(params=[JobTimeoutError, TimeoutError, ValueError])
+def limit(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """What the handler of SIGALRM raises; drivers have their own use for the last two."""
+
+    def over(*_: Any) -> None:
+        raise request.param("the job took too long")
+
+    before = signal.signal(signal.SIGALRM, over)
+    yield request.param
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+class Late:
+    """The time is over while this is pickled, or while it is read."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+
+    def __getstate__(self) -> Any:
+        if self.when == "written":
+            signal.raise_signal(signal.SIGALRM)
+        return self.when
+
+    def __setstate__(self, when: str) -> None:
+        self.when = when
+        if when == "read":
+            signal.raise_signal(signal.SIGALRM)
+
+
+@pytest.fixture(params=["memory", "disk", pytest.param("redis", marks=pytest.mark.server)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KVStoreProtocol]:
+    """Stores that pickle."""
+    if request.param == "memory":
+        yield MemoryKVStore(serializer=PickleSerializer())
+    elif request.param == "disk":
+        with DiskKVStore(tmp_path / "store", spill_threshold=4096) as disk:
+            yield disk
+    else:
+        with RedisKVStore(
+            port=request.getfixturevalue("redis_server").port, prefix="late"
+        ) as redis:
+            redis.clear_namespace(None)
+            yield redis
+
+
+def _calls(store: KVStoreProtocol) -> List[Callable[[], Any]]:
+    filler = b"x" * 5000  # a file of its own on disk
+    store.set_many({"small": Late("read"), "large": [Late("read"), filler]})
+    return [
+        lambda: store.set("key", Late("written")),
+        lambda: store.set_many({"key": Late("written"), "more": 1}),
+        lambda: store.add("key", Late("written")),
+        lambda: store.get("small"),
+        lambda: store.get("large"),
+        lambda: store.get_many(["small", "large"]),
+        lambda: store.pop("small"),
+        lambda: cached(store, namespace="c")(lambda: Late("written"))(),
+    ]
+
+
+def test_a_time_limit_is_no_serializer_s_error(store: KVStoreProtocol, limit: Any) -> None:
+    """What a handler raises while a value is pickled or read is what the caller sees."""
+    for call in _calls(store):
+        with pytest.raises(limit, match="^the job took too long$"):
+            call()
+    assert sorted(store.keys()) == ["large", "small"]
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[int]:
+    """The port of a server that accepts and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def test_a_time_limit_is_no_outage(limit: Any) -> None:
+    """What a handler raises while a server is waited for is no trouble of the store's."""
+    with _deaf() as port, RedisKVStore(port=port, socket_timeout=2) as store:
+
+        @cached(store, namespace="one")
+        def one(x: int) -> int:
+            raise AssertionError("computed, as if the store were down")
+
+        @cached_many(store, namespace="many")
+        def many(ids: List[int]) -> Any:
+            raise AssertionError("computed, as if the store were down")
+
+        calls: List[Callable[[], Any]] = [
+            lambda: store.get("key"),
+            lambda: store.set("key", 1),
+            lambda: store.set_many({"key": 1}),
+            lambda: store.lock("key").__enter__(),
+            lambda: store.keys(),
+            lambda: one(1),
+            lambda: many([1]),
+        ]
+        for call in calls:
+            with pytest.raises(limit, match="^the job took too long$"), _limited():
+                call()
+        for function in (one, many):
+            assert function.cache_info().errors == 0
+            assert not function._self_cached.flow.health.reading.open  # type: ignore[attr-defined]
+
+
+def test_others_do_not_inherit_a_time_limit(limit: Any) -> None:
+    """Who waits for a call that its time limit ended computes for himself."""
+    calls, inside = [], threading.Event()
+
+    @cached(MemoryKVStore(), namespace="n")
+    def f() -> str:
+        calls.append(threading.current_thread())
+        if threading.current_thread() is threading.main_thread():
+            inside.set()
+            until = time.monotonic() + 30
+            while not f.cache_info().waits:
+                assert time.monotonic() < until
+                time.sleep(0.001)
+            signal.raise_signal(signal.SIGALRM)
+        return "computed"
+
+    found: List[Any] = []
+
+    def other() -> None:
+        inside.wait(30)
+        found.append(f())
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with pytest.raises(limit):
+        f()
+    thread.join(30)
+    assert found == ["computed"]
+    assert len(calls) == 2
+
+
+def test_errors_of_anybody_else_s_are_none() -> None:
+    """Only what a handler raised counts, and what came of that."""
+
+    def over(*_: Any) -> None:
+        raise JobTimeoutError
+
+    class Handler:
+        def __call__(self, *_: Any) -> None:
+            over()
+
+        def method(self, *_: Any) -> None:
+            over()
+
+    def raised(handler: Any, number: int = signal.SIGALRM) -> BaseException:
+        try:
+            handler(number, None)
+        except JobTimeoutError as error:
+            return error
+        raise AssertionError("it raised nothing")
+
+    assert interruption(None) is None
+    assert interruption(raised(over)) is None  # not in place
+    for handler in (over, Handler(), Handler().method, functools.partial(over)):
+        before = signal.signal(signal.SIGALRM, handler)
+        try:
+            error = raised(handler)
+            assert interruption(error) is error
+            wrapped = StoreUnavailableError("driver's")
+            wrapped.__cause__ = SerializationError("in between")
+            wrapped.__cause__.__context__ = error
+            assert interruption(wrapped) is error
+            assert interruption(ValueError("never raised")) is None
+            circle = ValueError()
+            circle.__context__ = circle.__cause__ = other = ValueError()
+            other.__context__ = circle
+            assert interruption(circle) is None
+            elsewhere: List[Any] = []
+            thread = threading.Thread(target=lambda: elsewhere.append(interruption(error)))  # noqa: B023
+            thread.start()
+            thread.join()
+            assert elsewhere == [None]
+        finally:
+            signal.signal(signal.SIGALRM, before)
