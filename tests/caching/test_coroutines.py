@@ -307,6 +307,58 @@ def test_invalidating_one_result_reaches_no_other(store: KVStoreProtocol) -> Non
     asyncio.run(main())
 
 
+def test_what_a_closed_loop_left_holds_nobody_up() -> None:
+    """A computation whose event loop was closed is nobody's: the next caller computes at once."""
+    hangs = True
+
+    @cached(MemoryKVStore(), ttl=10, stale=60, lock_timeout=600)
+    async def f(x: int) -> str:
+        if hangs:
+            await asyncio.sleep(3600)
+        return "new"
+
+    for step in range(4):
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(f(1))
+        with time_machine.travel(1_700_000_000 + 11 * step, tick=False):
+            loop.run_until_complete(asyncio.sleep(0.01))
+            if step:
+                assert task.result() == "new"  # an old one, and the refresh hangs
+            loop.close()
+            hangs = False
+            assert asyncio.run(asyncio.wait_for(f(1), 60)) == "new"
+            assert asyncio.run(asyncio.wait_for(f(1), 60)) == "new"
+            hangs = True
+        del task, loop
+    assert len(f._self_cached.driver._tasks) <= 1  # type: ignore[attr-defined]
+
+
+def test_who_waits_for_a_loop_that_is_closed_takes_over() -> None:
+    """A computation that the garbage collector ends was abandoned: one of those who wait computes."""
+    calls: List[int] = []
+
+    @cached(MemoryKVStore(), lock_timeout=600)
+    async def f(x: int) -> str:
+        calls.append(x)
+        await asyncio.sleep(3600 if len(calls) == 1 else 0)
+        return "value"
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(f(1))
+    loop.run_until_complete(asyncio.sleep(0.01))
+    found: List[Any] = []
+    thread = threading.Thread(target=lambda: found.append(asyncio.run(f(1))))
+    thread.start()
+    while not f.cache_info().waits:
+        threading.Event().wait(0.001)
+    loop.close()
+    del task, loop
+    gc.collect()
+    thread.join(60)
+    assert found == ["value"]
+    assert calls == [1, 1]
+
+
 def test_a_refresh_is_held_on_to() -> None:
     """A refresh in the background ends, although nobody but asyncio knows its task: that is weak."""
     hangs = False

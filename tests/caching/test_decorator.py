@@ -441,6 +441,25 @@ def test_version_abandons_old_entries(store: KVStoreProtocol) -> None:
     assert cached(store, version="1")(f)(1) == "text"
 
 
+@pytest.mark.parametrize("extra", [{}, {"tags": "t"}])
+def test_versions_and_keys_of_ones_own_never_meet(store: KVStoreProtocol, extra: Any) -> None:
+    """A key that looks like another version's is none, whatever a user makes keys of."""
+    texts = ["a", "v2:a", "=a", "=v2:a", "~a", "~v2:a", "==a", "v'2':a", 'v"2":a', "v-2:a", "v2:"]
+    versions: List[Any] = [None, 2, -2, "2", "a"]
+
+    def f(x: str) -> str:
+        return x
+
+    functions = [
+        cached(store, namespace="n", key="{x}", version=version, **extra)(f) for version in versions
+    ]
+    keys = [function.cache_key(text) for function in functions for text in texts]
+    assert len(set(keys)) == len(texts) * len(versions)
+    plain = cached(store, namespace="n", key="{x}")(f)
+    for text in ("a", "user:7", "v", "vip:7", "version 2", "v2"):
+        assert plain.cache_key(text) == text  # and others stay as they were made
+
+
 def test_what_can_be_used_once_is_not_stored(caplog: pytest.LogCaptureFixture) -> None:
     """A plain function that returns a generator keeps working, uncached, with a warning."""
 

@@ -18,6 +18,7 @@ from kv_store_adapter import (
     KVStoreProtocol,
     LockTimeoutError,
     MemoryKVStore,
+    StoreUnavailableError,
     cached,
     cached_many,
 )
@@ -328,6 +329,51 @@ def test_tags_are_text_as_it_is_filled_in(store: KVStoreProtocol) -> None:
     assert [f("a:b%c"), f("{x}")] == [4, 2]
     store.invalidate_tag("of:{x}")
     assert [f("a:b%c"), f("{x}")] == [4, 5]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_who_comes_after_an_invalidated_tag_gets_a_new_result(broken: bool) -> None:
+    """A call that joins a computation from before invalidate_tag() does not take its result."""
+
+    class Breaking(MemoryKVStore):
+        def get_many(self, *args: Any, **kwargs: Any) -> Any:
+            if broken and threading.current_thread() is threading.main_thread():
+                raise StoreUnavailableError("no tags now")
+            return super().get_many(*args, **kwargs)
+
+    store, data, inside, go_on = Breaking(), ["old"], threading.Event(), threading.Event()
+
+    @cached(store, ttl=60, tags=("t",), namespace="n")
+    def f() -> str:
+        value = data[0]
+        if value == "old":
+            inside.set()
+            assert go_on.wait(30)
+        return value
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(f)
+        assert inside.wait(30)
+        data[0] = "new"
+        store.invalidate_tag("t")
+        timer = pool.submit(_when_one_waits, f, go_on)
+        # Where the store can't say what its tags are, the result that was waited for will do.
+        assert f() == ("old" if broken else "new")
+        assert first.result(30) == "old"
+        timer.result(30)
+    assert f() == "new"
+    assert (f.cache_info().errors > 0) is broken
+
+
+def _when_one_waits(function: Any, event: threading.Event) -> None:
+    try:
+        for _ in range(6000):
+            if function.cache_info().waits:
+                return
+            threading.Event().wait(0.005)
+        raise AssertionError("nobody waits")
+    finally:
+        event.set()
 
 
 @pytest.mark.parametrize("is_async", [False, True])

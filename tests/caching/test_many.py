@@ -11,6 +11,7 @@ import pytest
 from kv_store_adapter import (
     KVStoreProtocol,
     MemoryKVStore,
+    PickleSerializer,
     StoreUnavailableError,
     cached_many,
     caching_disabled,
@@ -301,6 +302,69 @@ def test_items_invalidated_meanwhile_are_not_kept(store: KVStoreProtocol) -> Non
     assert load([1, 2]) == {1: 7, 2: 7}
     assert load.peek([1, 2]) == {2: 7}
     assert len(load._self_cached.flow.board) == 0
+
+
+class Watched:
+    """Calls back when it is serialised: the write of a batch is under way then."""
+
+    def __init__(self, number: int, during: Any) -> None:
+        self.number, self.during = number, during
+
+    def __getstate__(self) -> Any:
+        self.during()
+        return self.number
+
+    def __setstate__(self, number: int) -> None:
+        self.number = number
+
+
+@pytest.mark.parametrize("how", ["invalidate", "cache_clear"])
+def test_items_invalidated_during_the_write_are_not_kept(how: str) -> None:
+    """What is invalidated while it is being stored does not come back: not within a process."""
+    store = MemoryKVStore(serializer=PickleSerializer())
+
+    @cached_many(store)
+    def load(ids: List[int]) -> Dict[int, Any]:
+        def during() -> None:
+            load.cache_clear() if how == "cache_clear" else load.invalidate([1])
+
+        return {each: Watched(each, during if each == 1 else list) for each in ids}
+
+    assert {key: each.number for key, each in load([1, 2]).items()} == {1: 1, 2: 2}
+    assert list(load.peek([1, 2])) == ([2] if how == "invalidate" else [])
+
+
+def test_refresh_is_the_last_word(store: KVStoreProtocol) -> None:
+    """What began before a refresh() and ends after it does not take the place of what that stored."""
+    calls: List[int] = []
+
+    @cached_many(store)
+    def load(ids: List[int]) -> Dict[int, int]:
+        calls.append(1)
+        number = len(calls)
+        if number == 1:
+            assert load.refresh([1]) == {1: 2}
+        return dict.fromkeys(ids, number)
+
+    assert load([1, 2]) == {1: 1, 2: 1}
+    assert load.peek([1, 2]) == {1: 2, 2: 1}
+
+
+def test_what_can_be_used_once_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """A generator goes to the caller alone, with a warning; the other items are kept."""
+
+    @cached_many(MemoryKVStore())
+    def load(ids: List[int]) -> Dict[int, Any]:
+        return {each: iter_of(each) if each == 1 else each for each in ids}
+
+    def iter_of(number: int) -> Any:
+        yield number
+
+    for _ in range(2):
+        found = load([1, 2])
+        assert (list(found[1]), found[2]) == ([1], 2)
+    assert list(load.peek([1, 2])) == [2]
+    assert "can be used once only" in caplog.text
 
 
 def test_what_nobody_asked_for_is_not_kept(store: KVStoreProtocol) -> None:

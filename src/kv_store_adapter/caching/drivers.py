@@ -188,6 +188,13 @@ class PlainDriver:
         self._flow.tally.reset()
 
 
+def _leave(token: Any) -> None:
+    # A coroutine that the garbage collector closes ends in another context than it began in, which
+    # is over.
+    with contextlib.suppress(ValueError):
+        chain.reset(token)
+
+
 class AsyncDriver:
     """Does the steps of a flow with await. Nothing runs on the loop's thread that may wait."""
 
@@ -236,7 +243,7 @@ class AsyncDriver:
         except BaseException as error:  # the function's own, or a cancellation; see above
             return Outcome(error=error)
         finally:
-            chain.reset(token)
+            _leave(token)
 
     async def write(self, key: str, value: Any, ttl: Any, inside: Chain) -> None:
         """Store a result."""
@@ -244,7 +251,7 @@ class AsyncDriver:
         try:
             await self._aio.set(key, value, self._namespace, ttl)
         finally:
-            chain.reset(token)
+            _leave(token)
 
     async def read_many(self, keys: List[str]) -> Any:
         """What is stored of these, in one round trip."""
@@ -315,6 +322,9 @@ class AsyncDriver:
         """Hold a conversation in the background, in a task of its own."""
         import asyncio
 
+        # Those of loops that were closed meanwhile never end.
+        for each in [t for t in list(self._tasks) if t.get_loop().is_closed()]:
+            self._tasks.discard(each)
         task = asyncio.ensure_future(self.drive(conversation(*arguments)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -6,6 +6,7 @@ the call just computes. No lock is held while anybody's code runs.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from contextvars import ContextVar
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
@@ -50,6 +51,7 @@ class Flight:
         outcome: How it ended; ``None``: it was abandoned (its task was cancelled, say).
         doomed: Its key was invalidated meanwhile: the result is for those who wait, not to keep.
         locked: It holds the store's lock, so nothing inside of it may wait.
+        tokens: The tags of its result, with the token that each had before it was computed.
     """
 
     __slots__ = (
@@ -59,7 +61,9 @@ class Flight:
         "key",
         "landed",
         "locked",
+        "loop",
         "outcome",
+        "tokens",
         "waits_for",
     )
 
@@ -69,9 +73,22 @@ class Flight:
         self.outcome: Optional[Outcome] = None
         self.doomed: bool = False
         self.locked: bool = False
+        self.tokens: Optional[Dict[str, str]] = None
         self.callbacks: List[Callable[[], None]] = []
+        # The event loop that it runs on, if any.
+        self.loop: Any = _running_loop()
         # The flights that code inside of this one is waiting for; more than once, if several do.
         self.waits_for: List[Flight] = []
+
+    def is_stranded(self) -> bool:
+        """Whether it can never land: its event loop was closed while it was awaiting something."""
+        return self.loop is not None and bool(self.loop.is_closed())
+
+
+def _running_loop() -> Any:
+    # Whoever runs a loop has imported asyncio; nobody else should have to.
+    asyncio = sys.modules.get("asyncio")
+    return None if asyncio is None else asyncio._get_running_loop()
 
 
 Chain = Tuple[Flight, ...]
@@ -116,7 +133,7 @@ class Board:
         before it is on the board, and the caller lands it, whatever comes in between.
         """
         flight = self._flights.get(mine.key)
-        if flight is None:
+        if flight is None or flight.is_stranded():
             self._flights[mine.key] = mine
             return LEAD, mine
         if any(outer.locked for outer in inside) or _leads_back(flight, inside):

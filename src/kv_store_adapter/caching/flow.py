@@ -7,6 +7,7 @@ written twice.
 
 from __future__ import annotations
 
+import re
 import time
 import types
 import uuid
@@ -44,6 +45,9 @@ _ONE_SHOT = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
 # Marks a key whose entry is an envelope, so that one function declared with and without stale=
 # never takes the one for the other.
 _ENVELOPED = "~"
+
+# How keys begin that a user's own could be taken for: an envelope's, and one with a version.
+_LIKE_OURS = re.compile(r"[~=]|v[-'\"0-9].*:", re.DOTALL)
 
 
 class Options(NamedTuple):
@@ -153,8 +157,10 @@ class Flow:
         return shortened(self._start + key) if self._start else key
 
     def _made(self, key: str) -> str:
-        """A key that the user made, so that it is never taken for that of an envelope."""
-        return f"={key}" if not self.enveloped and key[:1] in (_ENVELOPED, "=") else key
+        """A key that the user made: never taken for that of an envelope or of another version."""
+        if self.options.version is not None:
+            return key  # its version is before it
+        return f"={key}" if _LIKE_OURS.match(key) else key
 
     def keys(self, values: Tuple[Any, ...]) -> List[str]:
         """All keys that a call is about."""
@@ -251,9 +257,9 @@ class Flow:
                     self.options.lock_timeout,
                 )
                 return (yield from self._compute_alone(key, values, inside))
-            if flight.outcome is not None:
+            if flight.outcome is not None and not (yield from self._outdated(flight, key)):
                 return flight.outcome
-            # Its caller was cancelled: one of us takes over.
+            # Its caller was cancelled, or a tag invalidated: one of us takes over.
 
     def _lead(
         self, flight: Flight, key: str, values: Tuple[Any, ...], landings: int, inside: Chain
@@ -336,20 +342,14 @@ class Flow:
 
     def _compute(self, key: str, values: Tuple[Any, ...], inside: Chain, flight: Flight) -> Steps:
         """Run the function and keep what it returned, unless it was invalidated meanwhile."""
-        tokens = (yield from self._tokens(values, key)) if self._tags else {}
+        tokens = flight.tokens = (yield from self._tokens(values, key)) if self._tags else {}
         started = time.perf_counter()
         outcome: Outcome = yield "run", (values, inside)
         took = time.perf_counter() - started
         if outcome.error is not None:
             return outcome
         result = outcome.value
-        if isinstance(result, _ONE_SHOT):
-            warn(
-                self.name,
-                "one-shot",
-                "it returned a %s, which can be used once only and is not cached. Return a list.",
-                type(result).__name__,
-            )
+        if self.is_one_shot(result):
             return outcome
         # The user's functions run inside of this flight, like the body: they may call it again.
         token = chain.set(inside)
@@ -372,6 +372,18 @@ class Flow:
             # Invalidated while it was being written: at worst this drops a newer one, a miss.
             yield from self._drop(key)
         return outcome
+
+    def is_one_shot(self, result: Any) -> bool:
+        """Whether a result can be used once only, which is told in the log."""
+        if not isinstance(result, _ONE_SHOT):
+            return False
+        warn(
+            self.name,
+            "one-shot",
+            "it returned a %s, which can be used once only and is not cached. Return a list.",
+            type(result).__name__,
+        )
+        return True
 
     def _compute_alone(self, key: str, values: Tuple[Any, ...], inside: Chain) -> Steps:
         """Compute without anybody waiting for it."""
@@ -500,6 +512,21 @@ class Flow:
         except Exception as error:  # a third party's store may raise anything
             self.in_trouble(error, key, "read")
             return False
+
+    def _outdated(self, flight: Flight, key: str) -> Steps:
+        """Whether a tag was invalidated while others waited for a result that carries it.
+
+        Some of them may have come after that. Where the store can't say, it is good enough.
+        """
+        reading = self.health.reading
+        if not flight.tokens or reading.open:
+            return False
+        try:
+            tokens = yield "tokens", (list(flight.tokens),)
+        except Exception as error:  # a third party's store may raise anything
+            self.in_trouble(error, key, "read")
+            return False
+        return tokens != flight.tokens
 
     # ------------------------------------------------------------------ trouble
 

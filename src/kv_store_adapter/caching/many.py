@@ -225,8 +225,10 @@ class _ManyFlow(Flow):
         fresh = {each: outcome.value[each] for each in missing if each in outcome.value}
         _, keep = self.options.freshness.lifetimes(self.name, None, lambda function: None)
         writing = self.health.writing
-        # What was invalidated meanwhile goes to the caller, not into the store.
+        # What was invalidated meanwhile goes to the caller, not into the store; and so does what
+        # can be used once only.
         kept = {missing[each]: v for each, v in fresh.items() if not flights[each].doomed}
+        kept = {key: value for key, value in kept.items() if not self.is_one_shot(value)}
         if kept and (self.health.reading.open or not writing.allows()):
             self.skipped()
         elif kept:
@@ -236,11 +238,19 @@ class _ManyFlow(Flow):
                 self.in_trouble(error, next(iter(missing.values())), "write")
             else:
                 writing.worked()
+        for each, flight in flights.items():
+            if flight.doomed and missing[each] in kept:
+                # Invalidated while it was being written: at worst this drops a newer one, a miss.
+                yield from self._drop(missing[each])
         return Outcome(fresh)
 
     def refresh(self, values: Tuple[Any, ...]) -> Steps:
         """Compute all of them now, and replace what is stored."""
-        return (yield from self._compute_many(values, self._wanted(values)))
+        wanted = self._wanted(values)
+        for key in wanted.values():
+            # Who computes already began before this call: what comes of that is out of date.
+            self.board.doom(key)
+        return (yield from self._compute_many(values, wanted))
 
     def peek(self, values: Tuple[Any, ...]) -> Steps:
         """Those that are stored; nothing is computed."""
