@@ -228,9 +228,14 @@ class OurOwn(KVStoreContract):
                 call_without()
         with pytest.raises(StoreClosedError):
             list(store.iter_keys())
-        if not isinstance(store, NamespaceView):
-            with pytest.raises(StoreClosedError):
-                reader("key")
+        with pytest.raises(StoreClosedError):
+            reader("key")
+        with pytest.raises(StoreClosedError):
+            store.get_many([])
+        with pytest.raises(StoreClosedError):
+            store.set_many({})
+        with pytest.raises(StoreClosedError):
+            store.delete_many([])
         with pytest.raises(StoreClosedError), store.lock("key", timeout=0):
             raise AssertionError("a closed store gave a lock")
 

@@ -365,7 +365,20 @@ def test_a_fork_does_not_wait_for_a_thread_that_never_ends(monkeypatch: pytest.M
     thread = ending_slowly(visit, 5_000_000)
     assert succeeds_in_a_child(lambda: True)
     assert os.path.exists(f"/proc/self/task/{thread}")
-    assert not forking._gate._visitors
+    assert thread not in forking._gate._visitors
+
+
+def test_a_fork_does_not_wait_for_greenlets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under gevent a thread calls itself by the name of its greenlet, and is still there."""
+    monkeypatch.setattr(forking, "_PATIENCE", 20.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "get_ident", lambda: 12345)
+        with forking.undivided():
+            pass
+    assert 12345 in forking._gate._visitors.values()
+    before = time.monotonic()
+    assert succeeds_in_a_child(lambda: True)
+    assert time.monotonic() - before < 10
 
 
 def test_threads_that_ended_are_forgotten() -> None:

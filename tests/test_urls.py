@@ -119,7 +119,11 @@ def test_no_url_but_text(url: Any) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["redis://:hunter2@localhost:port/0", "redys://:hunter2@localhost", "redis://:hunter2@[bad/0"],
+    [
+        *("redis://:hunter2@localhost:port/0", "redys://:hunter2@localhost"),
+        *("redis://:hunter2@[bad/0", "redis://:hunter2\uff1a@h/0", "redis://:hunter2\uff0f@h/0"),
+        *("rediss://u:hunter2\u2105@h/0", "unix://:hunter2\uff1a@/x"),
+    ],
 )
 def test_no_error_holds_a_password(url: str) -> None:
     """A url that can't be used is not quoted: it may hold a password."""

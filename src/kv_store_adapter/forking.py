@@ -83,17 +83,27 @@ class _Gate:
     def close(self) -> None:
         with self._changed:
             self._fork_is_near = True
+            until = time.monotonic() + _PATIENCE
             self._changed.wait_for(lambda: self._inside == 0, _PATIENCE)
             # A thread that Python has done with is still to be ended by the C library.
-            until = time.monotonic() + _PATIENCE
-            while self._visitors and self._one_is_ending():
+            while self._visitors:
+                ending = self._ending()
+                if not ending:
+                    break
                 if time.monotonic() > until:
-                    self._visitors.clear()
+                    for each in ending:  # they will not end
+                        self._visitors.pop(each, None)
+                    break
                 time.sleep(0.0005)
 
-    def _one_is_ending(self) -> bool:
+    def _ending(self) -> Collection[int]:
+        """The visitors that the system still has and Python has not."""
         self._forget_those_that_ended()
-        return bool(set(self._visitors.values()) - sys._current_frames().keys())
+        frames = sys._current_frames()
+        gone = [each for each, name in self._visitors.items() if name not in frames]
+        # Under gevent a thread calls itself by the name of its greenlet.
+        known = {os.getpid(), *(thread.native_id for thread in threading.enumerate())}
+        return [each for each in gone if each not in known]
 
     def _forget_those_that_ended(self) -> None:
         there = _threads_there()

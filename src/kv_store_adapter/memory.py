@@ -346,6 +346,7 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
         namespace, seconds = check_namespace(namespace), _seconds(ttl)
         if self._codec is not None:
             items = dict(zip(items, self._codec.encode_each(items, namespace)))
+        self._tables.get(namespace)  # raises where the store is closed, also for no items
         for key, value in items.items():
             # The lock is taken anew for each key: a large batch holds nobody up.
             with self._lock:
@@ -388,7 +389,9 @@ class MemoryKVStore(KVStoreProtocol, forking.Forkable):
 
     def delete_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> int:
         """Delete `keys` and return how many of them were there. Atomic for each key."""
-        return sum(self.delete(key, namespace) for key in check_keys(keys))
+        keys, namespace = check_keys(keys), check_namespace(namespace)
+        self._tables.get(namespace)  # as in set_many()
+        return sum(self.delete(key, namespace) for key in keys)
 
     def pop(self, key: str, namespace: Optional[str] = None, *, default: Any = MISSING) -> Any:
         """Delete `key` and return its value. Atomic: of many callers exactly one gets it."""

@@ -90,6 +90,11 @@ class NamespaceView(KVStoreProtocol):
         """The store below, never a view itself."""
         return self._store
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def __repr__(self) -> str:
         return f"<NamespaceView {shown(self._name)} of {self._store!r}>"
 
@@ -207,10 +212,20 @@ class NamespaceView(KVStoreProtocol):
 
     def reader(self, namespace: Optional[str] = None) -> Callable[[str], Any]:
         """Return a function that looks up a key of one namespace: its value, or `MISSING`."""
-        return self._store.reader(self._full(namespace))
+        read = self._store.reader(self._full(namespace))
+
+        def checked(key: str) -> Any:
+            if self._closed:
+                self._full(None)  # raises
+            return read(key)
+
+        return checked
 
     def finder(self, namespace: Optional[str] = None) -> Callable[[str], Optional[Sequence[Any]]]:
-        """Return a function that looks up a key of one namespace, with its deadline."""
+        """Return a function that looks up a key of one namespace, with its deadline.
+
+        It does not notice that the view was closed: see `when_closed`.
+        """
         return self._store.finder(self._full(namespace))
 
     def _lease(self, key: str, namespace: Optional[str], ttl_ms: int) -> Lease:
@@ -228,6 +243,8 @@ class NamespaceView(KVStoreProtocol):
     def close(self) -> None:
         """End this view. The store below stays open: it is not the view's."""
         self._closed = True
+        for function in _when_closed:
+            function(self)
 
     def __enter__(self) -> Self:
         self._full(None)
@@ -242,6 +259,15 @@ class NamespaceView(KVStoreProtocol):
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aio.__aexit__(*exc_info)
+
+
+# Who holds on to what a view found, and must not any more.
+_when_closed: List[Callable[[NamespaceView], None]] = []
+
+
+def when_closed(function: Callable[[NamespaceView], None]) -> None:
+    """Call `function` with every view that is closed. For module state; it is never forgotten."""
+    _when_closed.append(function)
 
 
 def root_of(store: KVStoreProtocol) -> KVStoreProtocol:

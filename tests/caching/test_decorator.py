@@ -23,6 +23,7 @@ from kv_store_adapter import (
     KeyNotFoundError,
     KVStoreProtocol,
     MemoryKVStore,
+    StoreClosedError,
     UnkeyableArgumentError,
     cached,
     caching_disabled,
@@ -544,6 +545,40 @@ def test_a_hit_finds_its_key_without_comparing_letters() -> None:
     (stored,) = store.keys(f._self_cached.flow.namespace)  # type: ignore[attr-defined]
     remembered = [key for keys in switch._all_remembered.values() for key in keys.values()]
     assert any(key is stored for key in remembered)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_closed_view_gives_no_hits(store: KVStoreProtocol, is_async: bool) -> None:
+    """A function that is cached in a view which was closed does as with any store that is closed."""
+    view, other = store.namespace("v"), store.namespace("v")
+    calls: List[int] = []
+
+    def plain(x: int) -> int:
+        calls.append(x)
+        return x
+
+    async def awaited(x: int) -> int:
+        return plain(x)
+
+    def do(function: Any) -> Any:
+        return asyncio.run(function(1)) if is_async else function(1)
+
+    f = awaited if is_async else plain
+    raising = cached(view, namespace="n", on_error="raise")(f)
+    computing = cached(view, namespace="n")(f)
+    elsewhere = cached(other, namespace="n")(f)
+    for function in (raising, computing, elsewhere) * 2:
+        assert do(function) == 1
+    assert calls == [1]
+    view.close()
+    for call in (raising, raising, raising.peek, computing.peek):
+        with pytest.raises(StoreClosedError):
+            do(call)
+    assert calls == [1]
+    assert do(computing) == do(computing) == 1
+    assert calls == [1, 1, 1]
+    assert do(elsewhere) == 1
+    assert calls == [1, 1, 1]
 
 
 def test_functions_that_are_gone_are_forgotten() -> None:

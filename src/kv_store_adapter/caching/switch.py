@@ -6,7 +6,7 @@ import weakref
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional
 
-from ..namespace import root_of
+from ..namespace import NamespaceView, root_of, when_closed
 from ..protocol import KVStoreProtocol
 
 __all__ = ["RememberedKeys", "caching_disabled", "is_disabled", "off"]
@@ -18,25 +18,38 @@ off: List[Optional[KVStoreProtocol]] = []
 class RememberedKeys(Dict[Any, str]):
     """The keys of a function's recent calls, by their arguments; empty while caching is off.
 
-    So a hit, which begins with a key that is found here, need not ask whether it is: that would be
-    a thirtieth of it.
+    And empty once its store is a view that was closed. So a hit, which begins with a key that is
+    found here, need ask for neither: that would be a thirtieth of it.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "store")
 
-    def __init__(self) -> None:
+    def __init__(self, store: KVStoreProtocol) -> None:
         super().__init__()
+        self.store: KVStoreProtocol = store
         _all_remembered[id(self)] = self
 
     def keep(self, arguments: Any, key: str) -> None:
-        """Remember a key, unless caching is off."""
+        """Remember a key, unless it could be of no use."""
         self[arguments] = key
-        if off:  # asked afterwards: who switches off does that first, and empties then
+        # Asked afterwards: who switches off, or closes, does that first and empties then.
+        if off or (isinstance(self.store, NamespaceView) and self.store.closed):
             self.clear()
 
 
 # By id, because dictionaries don't hash.
 _all_remembered: weakref.WeakValueDictionary[int, RememberedKeys] = weakref.WeakValueDictionary()
+
+
+def _forget(view: Optional[KVStoreProtocol]) -> None:
+    """Empty what functions remember, those of one view or (``None``) all."""
+    for ref in _all_remembered.valuerefs():  # a copy: functions come and go meanwhile
+        keys = ref()
+        if keys is not None and (view is None or keys.store is view):
+            keys.clear()
+
+
+when_closed(_forget)
 
 
 @contextmanager
@@ -62,10 +75,7 @@ def caching_disabled(store: Optional[KVStoreProtocol] = None) -> Iterator[None]:
     root = None if store is None else root_of(store)
     off.append(root)
     try:
-        for ref in _all_remembered.valuerefs():  # a copy: functions come and go meanwhile
-            keys = ref()
-            if keys is not None:
-                keys.clear()
+        _forget(None)
         yield
     finally:
         # By identity: a store may compare equal to another.

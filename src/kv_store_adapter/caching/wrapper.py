@@ -229,7 +229,7 @@ def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
     if not quick:
         body = f"    return {slow})"
         return binding.compile(name, body, {f"{p}slow": driver.call}, is_async=is_async)
-    remembered = RememberedKeys()
+    remembered = RememberedKeys(flow.store)
 
     def miss(values: Tuple[Any, ...]) -> Any:
         """Not there, or its key is not remembered yet."""

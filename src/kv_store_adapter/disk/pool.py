@@ -131,6 +131,11 @@ class Pool(forking.Forkable):
         except IndexError:
             return self._take_slowly()
 
+    def refuse_if_closed(self) -> None:
+        """Raise `StoreClosedError` where the store is closed: for what asks SQLite nothing."""
+        if self._closed:
+            raise StoreClosedError(f"The store on {self.path} is closed. Make a new one.")
+
     def _take_slowly(self) -> sqlite3.Cursor:
         if _unusable and _inode_of(self.path) in _unusable:
             raise StoreUnavailableError(
@@ -145,10 +150,7 @@ class Pool(forking.Forkable):
             self._waiting += 1
             try:
                 while True:
-                    if self._closed:
-                        raise StoreClosedError(
-                            f"The store on {self.path} is closed. Make a new one."
-                        )
+                    self.refuse_if_closed()
                     if not self._forking:
                         try:
                             return self._idle.pop()

@@ -373,6 +373,7 @@ class DiskKVStore(KVStoreProtocol):
     def get_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> Dict[str, Any]:
         """Return the values of those `keys` that are there; one statement for 500 of them."""
         wanted, namespace = check_keys(keys), check_namespace(namespace)
+        self._database.refuse_if_closed()
         rows: Dict[str, Tuple[Any, ...]] = {}
         for start in range(0, len(wanted), _BATCH):
             batch = wanted[start : start + _BATCH]
@@ -424,6 +425,7 @@ class DiskKVStore(KVStoreProtocol):
         """Store every item of `mapping` with the same ttl; 500 to a transaction."""
         items = check_items(mapping)
         namespace, milliseconds = check_namespace(namespace), check_ttl(ttl)
+        self._database.refuse_if_closed()
         encoded = list(zip(items, self._encode_each(items, namespace)))
         self._writer.check_sizes(encoded, namespace)
         expires = deadline(milliseconds)
@@ -460,6 +462,7 @@ class DiskKVStore(KVStoreProtocol):
     def delete_many(self, keys: Iterable[str], namespace: Optional[str] = None) -> int:
         """Delete `keys` and return how many of them were there; one statement for 500 of them."""
         wanted, namespace = check_keys(keys), check_namespace(namespace)
+        self._database.refuse_if_closed()
         deleted = 0
         for start in range(0, len(wanted), _BATCH):
             batch = wanted[start : start + _BATCH]

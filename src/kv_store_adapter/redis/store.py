@@ -128,7 +128,14 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
             options: ``prefix``, ``serializer``, and every parameter of `redis.Redis`.
         """
         store = cls.__new__(cls)
-        database = urlsplit(url).path.strip("/")
+        try:
+            database = urlsplit(url).path.strip("/")
+        except ValueError:
+            # Python quotes the url, and with it the password.
+            raise ValueError(
+                "The url of the Redis server can't be read: look at its brackets, and for "
+                "characters that only look like : or / or %."
+            ) from None
         if not url.lower().startswith("unix:") and database and not database.isdigit():
             # Not quoted: where a password holds an unescaped slash, this is its end.
             raise ValueError(
