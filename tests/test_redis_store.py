@@ -448,6 +448,42 @@ def test_a_dropped_connection_is_opened_again(redis_server: Server) -> None:
 
 
 @server_test
+def test_connections_that_interruptions_cost_come_back(
+    redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool that lost all its places between two steps of redis-py's is replaced."""
+    with RedisKVStore(port=redis_server.port, max_connections=2, prefix="places") as store:
+
+        def lose_places() -> None:
+            pool = store._client.connection_pool
+            pool.disconnect()
+            pool._available_connections.clear()
+            pool._created_connections = 2
+
+        store.set("key", 1)
+        lose_places()
+        # Nobody was interrupted: there are too many callers.
+        with pytest.raises(StoreUnavailableError, match="Too many connections") as caught:
+            store.set("key", 2)
+        assert "may have been applied" not in str(caught.value)
+        for _ in range(2):
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(store._client, "execute_command", _interrupted)
+                store.get("key")
+            lose_places()
+            store.set("key", 3)
+            assert store.get("key") == 3
+            assert store.add("key", 4) is False
+            assert store.get_many(["key"]) == {"key": 3}
+        lose_places()
+        with pytest.raises(StoreUnavailableError, match="Too many connections"):
+            store.get("key")
+
+
+def _interrupted(*args: Any, **kwargs: Any) -> Any:
+    raise KeyboardInterrupt
+
+
 def test_a_server_that_takes_no_writes(redis_server: Server) -> None:
     """A server that is out of memory refuses writes with an error of ours; reads go on."""
     with redis.Redis(port=redis_server.port) as raw, RedisKVStore(port=redis_server.port) as store:

@@ -14,6 +14,7 @@ __all__ = [
     "first_error",
     "is_final",
     "may_have_arrived",
+    "no_place_left",
     "not_asked",
     "place_of",
     "repeats",
@@ -79,12 +80,20 @@ def may_have_arrived(error: BaseException, client: Any) -> bool:
     while cause is not None:
         if isinstance(cause, (ConnectionRefusedError, socket.gaierror)):
             return False
+        if no_place_left(cause):
+            return False
         # "Timeout connecting to server", "Error 2 connecting to unix socket": redis-py's, for
         # whatever went wrong until there was a connection.
         if " connecting to " in str(cause):
             return False
         cause = cause.__cause__ or cause.__context__
     return True
+
+
+def no_place_left(error: BaseException) -> bool:
+    """Whether a pool has as many connections as it may have, and none is free."""
+    # By its text: redis-py before 6.3 has no class for it, and valkey-py's is another.
+    return "Too many connections" in str(error)
 
 
 def translate(error: Exception, ask: Optional[Ask], client: Any) -> KVStoreError:

@@ -33,6 +33,7 @@ from .errors import (
     first_error,
     is_final,
     may_have_arrived,
+    no_place_left,
     place_of,
     repeats,
     translate,
@@ -205,6 +206,7 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
         # A cluster's client repeats as well, but has no single connection to say something on once.
         self._repeats = hasattr(client, "connection_pool") and repeats(client)
         self._closed = False
+        self._interrupted = False
         self._talk = Conversation(self._layout, self._codec, self._nodes)
         self._aio: Any = None
         if self._owned:
@@ -289,6 +291,9 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
             try:
                 return self._ask_once(ask)
             except redis.ConnectionError as error:
+                self._let_through(error)
+                if no_place_left(error) and self._has_places_again():
+                    return self._ask_once(ask)
                 # The server went away and may be back, or the connection was old. Once more, at
                 # once, where that is harmless; not after a time-out, which would double the wait.
                 if not ask.harmless or isinstance(error, redis.TimeoutError) or is_final(error):
@@ -310,7 +315,21 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
             self._drop_idle_connections()
             raise came
 
+    def _has_places_again(self) -> bool:
+        """Whether there is a new pool, after interruptions had cost the old one its places.
+
+        redis-py takes and gives back a connection in several steps; between two of them a signal's
+        handler may raise, and nobody has the connection then. Whoever has one of the old pool's
+        still gives it back there.
+        """
+        if not (self._owned and self._interrupted):
+            return False
+        self._interrupted = False
+        self._client = self._connected_later()
+        return True
+
     def _drop_idle_connections(self) -> None:
+        self._interrupted = True
         # As far as the driver's version can; another error must not take the place of the first.
         alone: Any = getattr(self._client, "connection", None)
         with contextlib.suppress(Exception):
