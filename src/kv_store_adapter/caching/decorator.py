@@ -13,7 +13,8 @@ from ..identity import qualified_name, text_of
 from ..namespace import root_of
 from ..protocol import KVStoreProtocol, check_lease
 from ..rules import TTL, NoExpiry, check_namespace
-from .flow import Flow, Options
+from .declaration import Options
+from .flow import Flow
 from .freshness import Freshness, checked_number
 
 if TYPE_CHECKING:

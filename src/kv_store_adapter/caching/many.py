@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Optional, 
 
 from ..protocol import KVStoreProtocol
 from ..rules import TTL, NoExpiry, check_namespace
+from .declaration import Options
 from .decorator import check_store, check_version, one_of, place_of, unwrapped
 from .flights import Flight, Outcome, flown_by_us
-from .flow import Flow, Options, Steps
+from .flow import Flow, Steps
 from .freshness import Freshness
 
 if TYPE_CHECKING:
