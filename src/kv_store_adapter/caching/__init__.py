@@ -2,8 +2,9 @@
 
 Rooms, from the ground up: `switch` (caching off), `tally` (counting), `health` (a store in
 trouble), `flights` (one computation per key), `binding` (a call's arguments), `freshness` (how long
-a result is good), `flow` (the one conversation: look, compute, keep), `drivers` (who holds it,
-plainly or with await), `wrapper` (what the user calls), `decorator` and `many` (the front door).
+a result is good), `declaration` (what was said of a function, and its keys), `flow` (the one
+conversation: look, compute, keep), `drivers` (who holds it, plainly or with await), `wrapper` (what
+the user calls), `decorator` and `many` (the front door).
 """
 
 from __future__ import annotations
