@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -24,7 +27,9 @@ from kv_store_adapter import (
     cached,
     cached_many,
 )
+from kv_store_adapter.caching.drivers import AsyncDriver, PlainDriver
 from kv_store_adapter.interruption import interruption
+from server import free_port
 from signals import needs_timers
 
 pytestmark = needs_timers
@@ -179,6 +184,112 @@ def test_others_do_not_inherit_a_time_limit(limit: Any) -> None:
     assert len(calls) == 2
 
 
+def test_a_time_limit_in_the_middle_of_files(
+    tmp_path: Path, limit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a handler raises between two calls of the system is not the disk's trouble."""
+
+    def late(*_: Any) -> Any:
+        signal.raise_signal(signal.SIGALRM)
+        raise AssertionError("the handler raised nothing")
+
+    with DiskKVStore(tmp_path / "store", spill_threshold=10) as store:
+        store.set("key", b"x" * 100, "n")
+        (file,) = (tmp_path / "store").glob("namespaces/*/*.value")
+        for name, call in {
+            "mkdir": lambda: store.set("key", b"y" * 100, "new"),
+            "unlink": lambda: store.delete("key", "n"),
+            "pread": lambda: [store.get("small", "n") for _ in range(5)],
+        }.items():
+            store.set("small", 1, "n")
+            store.get("small", "n")
+            with monkeypatch.context() as patch:
+                patch.setattr(os, name, late)
+                with pytest.raises(limit, match="^the job took too long$"):
+                    call()
+        assert store.get("small", "n") == 1
+        assert file.exists()
+
+
+def test_what_was_caught_before_is_no_interruption(tmp_path: Path, limit: Any) -> None:
+    """A program that handles its time limit may use a store for that, with the usual errors."""
+    bad = [lambda: None]
+    with RedisKVStore(port=free_port()) as down, DiskKVStore(tmp_path / "store") as disk:
+
+        @cached(down, namespace="n")
+        def f(x: int) -> int:
+            return x
+
+        @cached(disk, namespace="n")
+        def g() -> Any:
+            return bad
+
+        for interrupted in (lambda: signal.raise_signal(signal.SIGALRM), lambda: _late_get(disk)):
+            try:
+                interrupted()
+            except limit:
+                with pytest.raises(StoreUnavailableError, match="can't be reached"):
+                    down.set("status", "timed out")
+                with pytest.raises(SerializationError):
+                    disk.set("status", bad)
+                assert f(1) == 1
+                assert g() is bad
+            else:
+                raise AssertionError("nothing was raised")
+
+
+def _late_get(store: KVStoreProtocol) -> None:
+    store.set("late", Late("read"))
+    store.get("late")
+
+
+def test_a_handler_s_decorator_may_be_anybody_s(limit: Any) -> None:
+    """One decorator makes handlers and other functions of one code: how it was called tells."""
+
+    def told(function: Any) -> Any:
+        @functools.wraps(function)
+        def telling(*args: Any) -> Any:
+            return function(*args)
+
+        return telling
+
+    @told
+    def over(number: int, frame: Any) -> None:
+        raise JobTimeoutError
+
+    class Value:
+        @told
+        def __getstate__(self) -> Any:
+            raise OSError("its own")
+
+    signal.signal(signal.SIGALRM, over)
+    with pytest.raises(SerializationError, match="its own"):
+        MemoryKVStore(serializer=PickleSerializer()).set("key", Value())
+    with pytest.raises(JobTimeoutError):
+        MemoryKVStore(serializer=PickleSerializer()).set("key", Late("written"))
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_interrupted_conversation_ends(is_async: bool) -> None:
+    """What comes between two steps of a call ends it, and leaves nobody waiting for it."""
+    ended: List[BaseException] = []
+
+    def steps() -> Any:
+        try:
+            yield ("three", "things", "where two are due")
+        except ValueError as error:
+            ended.append(error)
+            raise
+
+    flow = cached(MemoryKVStore(), namespace="n")(lambda: None)._self_cached.flow  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="unpack"):
+        if is_async:
+            asyncio.run(AsyncDriver(flow).drive(steps()))
+        else:
+            PlainDriver(flow).drive(steps())
+    assert len(ended) == 1
+
+
 def test_errors_of_anybody_else_s_are_none() -> None:
     """Only what a handler raised counts, and what came of that."""
 
@@ -194,12 +305,11 @@ def test_errors_of_anybody_else_s_are_none() -> None:
 
     def raised(handler: Any, number: int = signal.SIGALRM) -> BaseException:
         try:
-            handler(number, None)
+            handler(number, sys._getframe())
         except JobTimeoutError as error:
             return error
         raise AssertionError("it raised nothing")
 
-    assert interruption(None) is None
     assert interruption(raised(over)) is None  # not in place
     for handler in (over, Handler(), Handler().method, functools.partial(over)):
         before = signal.signal(signal.SIGALRM, handler)

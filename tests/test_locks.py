@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Callable, List
 
@@ -231,6 +232,9 @@ def test_a_wait_is_a_number(timeout: Any) -> None:
     for lock in (store.lock, store.namespace("n").lock, store.aio.lock):
         with pytest.raises((TypeError, ValueError), match="timeout= is a number of seconds"):
             lock("key", timeout=timeout)
+    for good in (0, 0.5, Fraction(1, 2), 10**400, float("inf"), None):
+        with store.lock("key", timeout=good):  # type: ignore[arg-type]  # Fraction
+            pass
 
 
 def test_locks_leave_nothing_behind() -> None:

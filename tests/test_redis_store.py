@@ -467,17 +467,33 @@ def test_connections_that_interruptions_cost_come_back(
             store.set("key", 2)
         assert "may have been applied" not in str(caught.value)
         for _ in range(2):
+            old = store._client
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(store._client, "execute_command", _interrupted)
+                patch.setattr(old, "execute_command", _interrupted)
                 store.get("key")
             lose_places()
             store.set("key", 3)
+            # Other threads may be waiting for an answer on its connections.
+            assert store._client is not old
+            assert old.auto_close_connection_pool is False
             assert store.get("key") == 3
             assert store.add("key", 4) is False
             assert store.get_many(["key"]) == {"key": 3}
         lose_places()
         with pytest.raises(StoreUnavailableError, match="Too many connections"):
             store.get("key")
+
+
+def test_what_is_put_back_expires_as_before() -> None:
+    """A value that pop() could not read gets its ttl back, to the last millisecond."""
+    store = RedisKVStore()
+    for left, options in {-1: (), 0: ("PX", b"1"), 1: ("PX", b"1"), 1500: ("PX", b"1500")}.items():
+        talk = store._talk.pop("a")
+        next(talk)
+        (back,) = talk.send([left, b"no pickle"]).commands
+        assert back == ("SET", b"kv::a", b"no pickle", *options, "NX")
+        with pytest.raises(SerializationError):
+            talk.send([True])
 
 
 def _interrupted(*args: Any, **kwargs: Any) -> Any:

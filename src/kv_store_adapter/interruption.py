@@ -7,33 +7,60 @@ there must not take it for a serializer's.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # see _handlers()
 import functools
+import sys
 import threading
-from typing import Any, Optional, Set
+from types import FrameType
+from typing import Any, Iterator, Optional, Set
 
-__all__ = ["interruption", "let_through"]
+__all__ = ["causes", "interruption", "let_through"]
 
 # How far back an exception's causes are followed.
 _CAUSES = 20
 
 
-def interruption(error: Optional[BaseException]) -> Optional[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception, and those that led to it within this call.
+
+    Python also links what a caller of ours is handling, having caught it before he called. That
+    has nothing to do with us. It is told by where it was caught: in a frame that is still running.
+    """
+    caught_in = None if error.__traceback__ is None else error.__traceback__.tb_frame
+    running: Set[FrameType] = set()
+    frame: Optional[FrameType] = sys._getframe()
+    while frame is not None:
+        running.add(frame)
+        frame = frame.f_back
+    if caught_in is not None:
+        running.discard(caught_in)
+    one: Optional[BaseException] = error
+    for _ in range(_CAUSES):
+        if one is None:
+            return
+        trace = one.__traceback__
+        if one is not error and trace is not None and trace.tb_frame in running:
+            return
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def interruption(error: BaseException) -> Optional[BaseException]:
     """What a signal's handler raised, if `error` is that or came of it; else ``None``.
 
-    An exception is a handler's if it was raised from the code of one that is in place now.
+    An exception is a handler's if it passed through the code of one that is in place now, called
+    as handlers are, with a frame. The caller has just caught `error`.
     """
     if threading.current_thread() is not threading.main_thread():
         return None  # handlers run there only
     codes = _handlers()
-    for _ in range(_CAUSES if codes else 0):
-        if error is None:
-            break
-        trace = error.__traceback__
-        while trace is not None:
-            if trace.tb_frame.f_code in codes:
-                return error
-            trace = trace.tb_next
-        error = error.__cause__ or error.__context__
+    if codes:
+        for one in causes(error):
+            trace = one.__traceback__
+            while trace is not None:
+                if trace.tb_frame.f_code in codes and _was_given_a_frame(trace.tb_frame):
+                    return one
+                trace = trace.tb_next
     return None
 
 
@@ -46,12 +73,15 @@ def let_through(error: BaseException) -> None:
 
 def _handlers() -> Set[Any]:
     """The code of the handlers that are in place; those written in C have none."""
-    import signal
-
     codes = set()
-    for number in signal.valid_signals():
-        handler: Any = signal.getsignal(number)
-        if callable(handler):  # not one of signal's own constants
+    # Not signal's own functions, which make an enum of every number: this is asked for every
+    # exception that a cached function raises.
+    for number in range(1, _signal.NSIG):
+        try:
+            handler: Any = _signal.getsignal(number)
+        except ValueError:
+            continue  # a number that this system does not have
+        if callable(handler):  # not ignored, and not left to the system
             while isinstance(handler, functools.partial):
                 handler = handler.func
             for each in (handler, getattr(type(handler), "__call__", None)):  # noqa: B004
@@ -59,3 +89,13 @@ def _handlers() -> Set[Any]:
                 if code is not None:
                     codes.add(code)
     return codes
+
+
+def _was_given_a_frame(frame: FrameType) -> bool:
+    """Whether a function was called as a handler is: one decorator may wrap handlers and others."""
+    for value in list(frame.f_locals.values()):
+        if isinstance(value, FrameType):
+            return True
+        if type(value) is tuple and any(isinstance(each, FrameType) for each in value):
+            return True
+    return False

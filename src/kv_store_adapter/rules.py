@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import numbers
 import re
 from datetime import timedelta
 from enum import Enum
@@ -183,7 +184,7 @@ def _bad_ttl(ttl: Any) -> InvalidTTLError:
 
 
 def check_timeout(timeout: Any) -> Optional[float]:
-    """Return `timeout` in seconds as it is; ``None`` is for ever, and so is infinity.
+    """Return `timeout` in seconds as a ``float``; ``None`` is for ever, and so is infinity.
 
     Raises:
         TypeError: It is no number.
@@ -191,11 +192,16 @@ def check_timeout(timeout: Any) -> Optional[float]:
     """
     if timeout is None:
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+    if isinstance(timeout, bool) or not isinstance(timeout, numbers.Real):
         raise TypeError(f"timeout= is a number of seconds, not {type(timeout).__name__}.")
-    if not timeout >= 0:
-        raise ValueError(f"timeout= is a number of seconds from zero, not {timeout!r}.")
-    return timeout
+    number: Any = timeout
+    try:
+        seconds = float(number)
+    except OverflowError:
+        seconds = math.inf if number > 0 else -math.inf
+    if not seconds >= 0:
+        raise ValueError(f"timeout= is a number of seconds from zero, not {shown(timeout)}.")
+    return seconds
 
 
 # A lone surrogate, which no key holds, ends the prefix, too: backends could not encode it.

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
         def loads(self, data: bytes, /) -> Any:
             """Turn the bytes back into an equal value, or raise."""
 
+else:
+    SerializerLike = Any  # for whoever imports it: type checkers know better
+
 
 __all__ = [
     "Codec",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import enum
 import functools
 import gc
 import inspect
@@ -29,6 +30,7 @@ from kv_store_adapter import (
     caching_disabled,
 )
 from kv_store_adapter.caching import decorator, switch
+from kv_store_adapter.testing.samples import at_once
 
 _module_store = MemoryKVStore()
 
@@ -37,6 +39,10 @@ _module_store = MemoryKVStore()
 def at_module_level(number: int, factor: int = 2) -> int:
     """Multiply."""
     return number * factor
+
+
+class Level(enum.IntEnum):
+    TWO = 2
 
 
 class Model:
@@ -456,6 +462,8 @@ def test_versions_and_keys_of_ones_own_never_meet(store: KVStoreProtocol, extra:
     ]
     keys = [function.cache_key(text) for function in functions for text in texts]
     assert len(set(keys)) == len(texts) * len(versions)
+    member = cached(store, namespace="n", key="{x}", version=Level.TWO, **extra)(f)
+    assert member.cache_key("a") == functions[1].cache_key("a")  # a plain 2
     plain = cached(store, namespace="n", key="{x}")(f)
     for text in ("a", "user:7", "v", "vip:7", "version 2", "v2"):
         assert plain.cache_key(text) == text  # and others stay as they were made
@@ -579,6 +587,27 @@ def test_a_closed_view_gives_no_hits(store: KVStoreProtocol, is_async: bool) -> 
     assert calls == [1, 1, 1]
     assert do(elsewhere) == 1
     assert calls == [1, 1, 1]
+
+
+@pytest.mark.parametrize("how", ["closed", "off"])
+def test_threads_find_no_hits_where_there_are_none(how: str) -> None:
+    """In many threads, too, no call finds a key that another one is about to forget again."""
+    view, value = MemoryKVStore().namespace("v"), ["old"]
+
+    @cached(view, namespace="n")
+    def f(x: int) -> str:
+        return value[0]
+
+    f(1)
+    with contextlib.ExitStack() as stack:
+        if how == "closed":
+            view.close()
+        else:
+            stack.enter_context(caching_disabled())
+        value[0] = "new"
+        found: List[str] = []
+        at_once(4, lambda me: found.extend(f(1) for _ in range(2000)))
+        assert set(found) == {"new"}
 
 
 def test_functions_that_are_gone_are_forgotten() -> None:

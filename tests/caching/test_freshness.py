@@ -365,6 +365,52 @@ def test_who_comes_after_an_invalidated_tag_gets_a_new_result(broken: bool) -> N
     assert (f.cache_info().errors > 0) is broken
 
 
+def test_one_computes_anew_after_an_invalidated_tag() -> None:
+    """However many joined a computation from before invalidate_tag(), they share one new result."""
+    store, calls, go_on = MemoryKVStore(), [], threading.Event()
+
+    @cached(store, ttl=60, tags=("t",), namespace="n")
+    def f() -> int:
+        calls.append(1)
+        number = len(calls)
+        if number == 1:
+            assert go_on.wait(30)
+        else:
+            store.invalidate_tag("t")  # too late for those who were there before this began
+        return number
+
+    with ThreadPoolExecutor(10) as pool:
+        found = [pool.submit(f)]
+        while not calls:
+            threading.Event().wait(0.005)
+        store.invalidate_tag("t")
+        found += [pool.submit(f) for _ in range(9)]
+        while f.cache_info().waits < 9:
+            threading.Event().wait(0.005)
+        go_on.set()
+        assert [each.result(30) for each in found] == [1] + [2] * 9
+    assert len(calls) == 2
+
+
+def test_a_third_party_s_store_is_told_none() -> None:
+    """`NO_EXPIRY` is a word between us and our views; other stores know a number or None."""
+
+    class ThirdParty(MemoryKVStore):
+        def set(self, key: str, value: Any, namespace: Any = None, ttl: Any = None) -> None:
+            assert ttl is None
+            super().set(key, value, namespace, ttl)
+
+        def set_many(self, mapping: Any, namespace: Any = None, ttl: Any = None) -> None:
+            assert ttl is None
+            super().set_many(mapping, namespace, ttl)
+
+    store = ThirdParty()
+    assert cached(store, ttl=NO_EXPIRY, namespace="a")(lambda: 1)() == 1
+    assert cached(store, ttl=lambda *_: NO_EXPIRY, tags="t", namespace="b")(lambda: 1)() == 1
+    assert cached_many(store, ttl=NO_EXPIRY, namespace="c")(lambda ids: dict.fromkeys(ids, 1))([1])
+    assert [len(store.keys(name)) for name in "abc"] == [1, 1, 1]
+
+
 def _when_one_waits(function: Any, event: threading.Event) -> None:
     try:
         for _ in range(6000):

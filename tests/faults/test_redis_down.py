@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kv_store_adapter import KVStoreError, RedisKVStore, StoreUnavailableError
+from kv_store_adapter.redis.aio import RedisAsyncStore
 from server import free_port
 
 pytestmark = pytest.mark.server
@@ -96,6 +97,34 @@ def test_what_was_never_sent_leaves_no_doubt(tmp_path: Path, what: str, awaited:
         stack.enter_context(store)
         said = [str(raised(store, name, awaited=awaited)) for name in WRITES]
     assert not [text for text in said if "may have been applied" in text]
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["plain", "aio"])
+def test_what_was_sent_leaves_a_doubt_whatever_came_before(
+    awaited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That an earlier attempt, or another store, was refused says nothing of a write that was sent."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf, RedisKVStore(port=free_port()) as primary:
+        port = deaf.getsockname()[1]
+        with RedisKVStore(port=port, socket_timeout=0.2) as secondary:
+            for name in WRITES:
+                try:
+                    EVERY_OPERATION[name](primary)
+                except StoreUnavailableError:
+                    assert "may have been applied" in str(raised(secondary, name, awaited=awaited))
+
+            kind: Any = RedisAsyncStore if awaited else RedisKVStore
+            real, refused = kind._ask_once, []
+
+            def refused_once(self: Any, *args: Any) -> Any:
+                if not refused:
+                    refused.append(1)
+                    raise redis.ConnectionError("refused") from ConnectionRefusedError()
+                return real(self, *args)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(kind, "_ask_once", refused_once)
+                assert "may have been applied" in str(raised(secondary, "set", awaited=awaited))
 
 
 @pytest.mark.parametrize("awaited", [False, True], ids=["plain", "aio"])

@@ -157,6 +157,10 @@ def check_version(version: Any) -> Any:
     """Return `version=`, which is a ``str``, an ``int`` or ``None``."""
     if version is not None and (isinstance(version, bool) or not isinstance(version, (str, int))):
         raise TypeError(f"version= is a str or an int, not {type(version).__name__}.")
+    if version is None:
+        return None
+    # As a plain value: a member of an enum is its value.
+    version = int(version) if isinstance(version, int) else str.__str__(version)
     text_of(version)
     return version
 

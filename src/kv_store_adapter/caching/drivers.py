@@ -30,6 +30,10 @@ def _after_fork() -> None:
 forking.after_in_child(_after_fork)
 
 
+def _is_over(steps: Any) -> bool:
+    return steps.gi_frame is None
+
+
 class PlainDriver:
     """Does the steps of a flow on the caller's thread."""
 
@@ -41,7 +45,16 @@ class PlainDriver:
     def drive(self, steps: Steps) -> Any:
         """Run a conversation to its end."""
         try:
-            do, arguments = next(steps)
+            return self._drive(steps, None)
+        except BaseException as error:
+            if _is_over(steps):
+                raise
+            # A signal's handler raised between two steps: the conversation ends as within one.
+            return self._drive(steps, error)
+
+    def _drive(self, steps: Steps, came: Optional[BaseException]) -> Any:
+        try:
+            do, arguments = next(steps) if came is None else steps.throw(came)
             while True:
                 try:
                     reply = getattr(self, do)(*arguments)
@@ -81,6 +94,10 @@ class PlainDriver:
     def drop(self, key: str) -> None:
         """Delete a result."""
         self._store.delete(key, self._namespace)
+
+    def drop_many(self, keys: List[str]) -> None:
+        """Delete results, in one round trip."""
+        self._store.delete_many(keys, self._namespace)
 
     def wait(self, flight: Flight, timeout: float) -> bool:
         """Wait for another thread's computation; ``False``: it takes too long."""
@@ -213,7 +230,17 @@ class AsyncDriver:
     async def drive(self, steps: Steps) -> Any:
         """Run a conversation to its end."""
         try:
-            do, arguments = next(steps)
+            return await self._drive(steps, None)
+        except GeneratorExit:
+            raise  # this coroutine is being closed: nothing can be awaited any more
+        except BaseException as error:
+            if _is_over(steps):
+                raise
+            return await self._drive(steps, error)  # as in PlainDriver
+
+    async def _drive(self, steps: Steps, came: Optional[BaseException]) -> Any:
+        try:
+            do, arguments = next(steps) if came is None else steps.throw(came)
             while True:
                 try:
                     reply = await getattr(self, do)(*arguments)
@@ -264,6 +291,10 @@ class AsyncDriver:
     async def drop(self, key: str) -> None:
         """Delete a result."""
         await self._aio.delete(key, self._namespace)
+
+    async def drop_many(self, keys: List[str]) -> None:
+        """Delete results, in one round trip."""
+        await self._aio.delete_many(keys, self._namespace)
 
     async def wait(self, flight: Flight, timeout: float) -> bool:
         """Wait for another task's computation, on this loop or another one."""

@@ -20,9 +20,9 @@ from ..exceptions import (
     where,
 )
 from ..interruption import interruption, let_through
-from ..namespace import root_of
+from ..namespace import NamespaceView, root_of
 from ..protocol import KVStoreProtocol
-from ..rules import MISSING
+from ..rules import MISSING, NO_EXPIRY
 from .declaration import Declaration, Options
 from .flights import ALONE, LEAD, Board, Chain, Flight, Outcome, chain, flown_by_us
 from .freshness import EARLY, FRESH, Envelope
@@ -118,6 +118,7 @@ class Flow(Declaration):
     def _compute_once(self, key: str, values: Tuple[Any, ...], landings: int) -> Steps:
         """Compute, or wait for whoever computes this key already."""
         inside = flown_by_us()
+        until: Optional[float] = None
         while True:
             mine = Flight(key)
             try:
@@ -131,8 +132,12 @@ class Flow(Declaration):
             if role is ALONE:
                 return (yield from self._compute_alone(key, values, inside))
             self.tally.waits.add()
+            # The one that was there when this call came may be out of date: a tag may have been
+            # invalidated before. Those that it finds after that are younger than itself.
+            was_there = until is None
+            until = time.monotonic() + self.options.lock_timeout if until is None else until
             try:
-                landed = yield "wait", (flight, self.options.lock_timeout)
+                landed = yield "wait", (flight, max(0.0, until - time.monotonic()))
             finally:
                 self.board.stop_waiting(flight, inside)
             if not landed:
@@ -144,7 +149,9 @@ class Flow(Declaration):
                     self.options.lock_timeout,
                 )
                 return (yield from self._compute_alone(key, values, inside))
-            if flight.outcome is not None and not (yield from self._outdated(flight, key)):
+            if flight.outcome is not None and not (
+                was_there and (yield from self._outdated(flight, key))
+            ):
                 return flight.outcome
             # Its caller was cancelled, or a tag invalidated: one of us takes over.
 
@@ -286,13 +293,17 @@ class Flow(Declaration):
         except Exception as error:  # a third party's store may raise anything
             self.in_trouble(error, key, "write")
 
+    def stored_ttl(self, ttl: Any) -> Any:
+        """What the store is told: only views have a default ttl, and know `NO_EXPIRY`."""
+        return None if ttl is NO_EXPIRY and not isinstance(self.store, NamespaceView) else ttl
+
     def _keep(self, key: str, stored: Any, ttl: Any, inside: Chain) -> Steps:
         writing = self.health.writing
         if self.health.reading.open or not writing.allows():
             self.skipped()
             return
         try:
-            yield "write", (key, stored, ttl, inside)
+            yield "write", (key, stored, self.stored_ttl(ttl), inside)
         except Exception as error:  # a third party's store may raise anything
             self.in_trouble(error, key, "write")
         else:

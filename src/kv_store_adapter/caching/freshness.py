@@ -166,6 +166,6 @@ def checked_number(name: str, value: Any) -> float:
     """Return an option that is a finite number, not below zero."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}= is a number, not {type(value).__name__}.")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}= is not negative and finite, not {value!r}.")
+    if not 0 <= value <= sys.float_info.max:
+        raise ValueError(f"{name}= is not negative and finite, not {shown(value)}.")
     return float(value)

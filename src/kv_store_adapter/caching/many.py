@@ -234,15 +234,19 @@ class _ManyFlow(Flow):
             self.skipped()
         elif kept:
             try:
-                yield "write_many", (kept, keep)
+                yield "write_many", (kept, self.stored_ttl(keep))
             except Exception as error:  # a third party's store may raise anything
                 self.in_trouble(error, next(iter(missing.values())), "write")
             else:
                 writing.worked()
-        for each, flight in flights.items():
-            if flight.doomed and missing[each] in kept:
-                # Invalidated while it was being written: at worst this drops a newer one, a miss.
-                yield from self._drop(missing[each])
+        # Invalidated while they were being written: at worst this drops newer ones, a miss each.
+        late = [missing[each] for each, flight in flights.items() if flight.doomed]
+        late = [key for key in late if key in kept]
+        if late:
+            try:
+                yield "drop_many", (late,)
+            except Exception as error:  # a third party's store may raise anything
+                self.in_trouble(error, late[0], "write")
         return Outcome(fresh)
 
     def refresh(self, values: Tuple[Any, ...]) -> Steps:

@@ -6,6 +6,7 @@ import weakref
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional
 
+from ..guard import Guard
 from ..namespace import NamespaceView, root_of, when_closed
 from ..protocol import KVStoreProtocol
 
@@ -30,17 +31,26 @@ class RememberedKeys(Dict[Any, str]):
         _all_remembered[id(self)] = self
 
     def keep(self, arguments: Any, key: str) -> None:
-        """Remember a key, unless it could be of no use."""
-        self[arguments] = key
-        # Asked afterwards: who switches off, or closes, does that first and empties then.
-        if off or (isinstance(self.store, NamespaceView) and self.store.closed):
-            self.clear()
+        """Remember a key, unless it must not be found."""
+        _keep(self, arguments, key)
 
 
 # By id, because dictionaries don't hash.
 _all_remembered: weakref.WeakValueDictionary[int, RememberedKeys] = weakref.WeakValueDictionary()
 
 
+# Who switches off, or closes, does that first and empties then; so whoever has the guard before
+# that is emptied, and whoever has it after that knows.
+_guard = Guard()
+
+
+@_guard
+def _keep(keys: RememberedKeys, arguments: Any, key: str) -> None:
+    if not (off or (isinstance(keys.store, NamespaceView) and keys.store.closed)):
+        keys[arguments] = key
+
+
+@_guard
 def _forget(view: Optional[KVStoreProtocol]) -> None:
     """Empty what functions remember, those of one view or (``None``) all."""
     for ref in _all_remembered.valuerefs():  # a copy: functions come and go meanwhile

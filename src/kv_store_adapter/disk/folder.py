@@ -215,6 +215,7 @@ class Folder:
             if not isinstance(about, dict) or "name" not in about:
                 raise ValueError("it does not name a namespace")
         except (OSError, ValueError, RecursionError) as error:
+            let_through(error)
             raise SerializationError(
                 f"The metadata in {os.path.join(_NAMESPACES, str(folder))} is damaged: {error}"
             ) from error
@@ -232,7 +233,8 @@ class Folder:
             os.rmdir(path)
         except FileNotFoundError:
             return True
-        except OSError:
+        except OSError as error:
+            let_through(error)
             # A stranger's file, or a writer who was just about to store here.
             return False
         return True
@@ -257,7 +259,8 @@ class Folder:
                     if _VALUE_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                         when = entry.stat(follow_symlinks=False).st_mtime
                         yield f"{folder}/{entry.name}", when
-        except OSError:
+        except OSError as error:
+            let_through(error)
             return
 
     # ------------------------------------------------------------------ value files
@@ -364,6 +367,7 @@ class Folder:
         try:
             return self._unlink(self._file(file))
         except OSError as error:
+            let_through(error)
             return error.errno == errno.EINVAL  # not ours: nothing to remove
 
     @staticmethod
@@ -372,7 +376,8 @@ class Folder:
             os.unlink(path)
         except FileNotFoundError:
             return True
-        except OSError:
+        except OSError as error:
+            let_through(error)
             return False
         return True
 
@@ -439,6 +444,7 @@ class _AsUnavailable:  # used like a function
 
     def __exit__(self, exc_type: object, error: Optional[BaseException], tb: object) -> None:
         if isinstance(error, OSError):
+            let_through(error)
             raise StoreUnavailableError(
                 f"The folder {self._path} can't be written: {error.strerror}."
             ) from error

@@ -11,6 +11,7 @@ import time
 from typing import Any, Callable, Dict, Optional, Tuple
 
 from ..guard import locked
+from ..interruption import let_through
 from .watch import HEAD, Watch, only
 
 __all__ = ["Place", "Recent"]
@@ -101,7 +102,8 @@ class Recent(Dict[Place, Tuple[bytes, float, object]]):
                 entry = self.get(place)
                 if now is None or entry is None or entry[2] is not now[0]:
                     return None
-        except OSError:  # it was closed just now
+        except OSError as error:  # it was closed just now
+            let_through(error)
             return None
         # The descriptor's number may have become another one's: two empty logs look the same.
         if watch is not self._watch or entry[1] <= time.time() * 1000:

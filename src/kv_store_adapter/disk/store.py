@@ -144,7 +144,8 @@ class DiskKVStore(KVStoreProtocol):
             raise TypeError(
                 f"spill_threshold is a number of bytes, not {type(spill_threshold).__name__}."
             )
-        if check_timeout(timeout) is None:
+        seconds = check_timeout(timeout)
+        if seconds is None:
             raise TypeError("timeout= is a number of seconds, not None. math.inf is for ever.")
         if isinstance(remember, bool) or not isinstance(remember, int):
             raise TypeError(f"remember is a number of bytes, not {type(remember).__name__}.")
@@ -177,7 +178,7 @@ class DiskKVStore(KVStoreProtocol):
         self._database = Database(
             self._folder.database,
             schema.preparer(durable, self._path),
-            timeout=timeout,
+            timeout=seconds,
             remember=remember,
         )
         self._recent = self._database.recent

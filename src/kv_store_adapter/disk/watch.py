@@ -17,6 +17,7 @@ import weakref
 from typing import Any, Dict, Optional, Tuple
 
 from ..guard import Guard
+from ..interruption import let_through
 
 __all__ = ["HEAD", "Watch", "only", "sweep"]
 
@@ -98,7 +99,8 @@ class Watch:
         """What changes with every commit; ``None``: it can't be told."""
         try:
             head = os.pread(self.file, HEAD, 0)
-        except OSError:
+        except OSError as error:
+            let_through(error)
             return None
         return head if len(head) == HEAD else None
 

@@ -133,7 +133,8 @@ class RedisAsyncStore(AsyncKVStore, forking.Forkable):
             if not ask.harmless or isinstance(error, redis.TimeoutError) or is_final(error):
                 raise
             ask.said |= ask.writes and may_have_arrived(error, client)
-            return await self._ask_once(client, ask)
+        # Out here, so that the second error does not have the first one as its context.
+        return await self._ask_once(client, ask)
 
     @staticmethod
     async def _ask_no_more_than_once(client: Any, ask: Ask) -> List[Any]:

@@ -228,7 +228,7 @@ class Conversation:
         except BaseException:
             # It may be another version's, or a job's time was over just now: put back, unless
             # somebody has stored anew meanwhile.
-            yield Ask((*_set(name, data, left if left > 0 else None), "NX"), writes=True)
+            yield Ask((*_set(name, data, max(left, 1) if left >= 0 else None), "NX"), writes=True)
             raise
 
     def touch(self, key: str, namespace: Optional[str] = None, ttl: Optional[TTL] = None) -> Talk:

@@ -7,6 +7,7 @@ import socket
 from typing import Any, List, Optional
 
 from ..exceptions import KVStoreError, StoreUnavailableError
+from ..interruption import causes
 from .conversation import Ask, WrongTypeError
 
 __all__ = [
@@ -76,8 +77,7 @@ def may_have_arrived(error: BaseException, client: Any) -> bool:
     """Whether there was a connection that the command may have gone out on."""
     if repeats(client):
         return True  # refused in the end, but before that?
-    cause: Optional[BaseException] = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, (ConnectionRefusedError, socket.gaierror)):
             return False
         if no_place_left(cause):
@@ -86,7 +86,6 @@ def may_have_arrived(error: BaseException, client: Any) -> bool:
         # whatever went wrong until there was a connection.
         if " connecting to " in str(cause):
             return False
-        cause = cause.__cause__ or cause.__context__
     return True
 
 

@@ -292,19 +292,20 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
                 return self._ask_once(ask)
             except redis.ConnectionError as error:
                 self._let_through(error)
-                if no_place_left(error) and self._has_places_again():
-                    return self._ask_once(ask)
                 # The server went away and may be back, or the connection was old. Once more, at
                 # once, where that is harmless; not after a time-out, which would double the wait.
-                if not ask.harmless or isinstance(error, redis.TimeoutError) or is_final(error):
-                    raise
-                ask.said |= ask.writes and may_have_arrived(error, self._client)
-                return self._ask_once(ask)
+                if not (no_place_left(error) and self._has_places_again()):
+                    if not ask.harmless or isinstance(error, redis.TimeoutError) or is_final(error):
+                        raise
+                    ask.said |= ask.writes and may_have_arrived(error, self._client)
+            # Out here, so that the second error does not have the first one as its context.
+            return self._ask_once(ask)
         except (redis.RedisError, OSError):
             raise
         except BaseException:
             # Of a signal's handler: a connection that it met is out of step, and must not go to the
             # next caller. For clients that were given to us; ours know it themselves.
+            self._interrupted = True
             self._drop_idle_connections()
             raise
 
@@ -312,6 +313,7 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
         """Raise what a signal's handler raised, if `error` came of it."""
         came = interruption(error)
         if came is not None:
+            self._interrupted = True
             self._drop_idle_connections()
             raise came
 
@@ -325,11 +327,12 @@ class RedisKVStore(KVStoreProtocol, forking.Forkable):
         if not (self._owned and self._interrupted):
             return False
         self._interrupted = False
+        # Other threads may be using its connections, which would be closed with it.
+        self._client.auto_close_connection_pool = False
         self._client = self._connected_later()
         return True
 
     def _drop_idle_connections(self) -> None:
-        self._interrupted = True
         # As far as the driver's version can; another error must not take the place of the first.
         alone: Any = getattr(self._client, "connection", None)
         with contextlib.suppress(Exception):
