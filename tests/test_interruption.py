@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
@@ -290,6 +292,114 @@ def test_an_interrupted_conversation_ends(is_async: bool) -> None:
     assert len(ended) == 1
 
 
+class Big:
+    """Something that a caller has for the length of a call."""
+
+
+@pytest.mark.parametrize("handler", [False, True])
+def test_an_error_holds_nothing_of_its_caller_s(handler: bool, request: Any) -> None:
+    """What was raised and handled leaves nothing to the garbage collector, as of plain functions."""
+    if handler:
+
+        def over(*_: Any) -> None:
+            raise JobTimeoutError
+
+        before = signal.signal(signal.SIGALRM, over)
+        request.addfinalizer(lambda: signal.signal(signal.SIGALRM, before))
+    store = MemoryKVStore(serializer=PickleSerializer())
+
+    def fails(*_: Any) -> Any:
+        raise ValueError
+
+    one = cached(store, namespace="one")(fails)
+    many = cached_many(store, namespace="many")(lambda ids: fails())
+    calls: List[Callable[[], Any]] = [
+        lambda: one(1),
+        lambda: one.refresh(1),
+        lambda: many([1]),
+        lambda: store.set("key", fails),
+        lambda: store.set_many({"key": fails}),
+    ]
+    if handler:
+        calls += [
+            lambda: store.set("key", Late("written")),
+            lambda: cached(store, namespace="late")(lambda: Late("written"))(),
+            lambda: cached(store, namespace="ends")(lambda: signal.raise_signal(signal.SIGALRM))(),
+        ]
+
+    def request_of(call: Callable[[], Any]) -> Any:
+        big = Big()
+        alive = weakref.ref(big)
+        with contextlib.suppress(ValueError, SerializationError, JobTimeoutError):
+            call()
+            raise AssertionError("it raised nothing")
+        return alive
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert [request_of(call)() for call in calls] == [None] * len(calls)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.server
+def test_a_time_limit_while_an_awaited_store_connects(
+    redis_server: Any, limit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes while redis-py connects is no reason to try once more."""
+    import redis.asyncio.connection as driver
+
+    real, calls = driver.Connection._connect, []  # type: ignore[attr-defined]
+
+    async def connect(self: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGALRM)
+        await real(self)
+
+    monkeypatch.setattr(driver.Connection, "_connect", connect)
+    with RedisKVStore(port=redis_server.port) as store, pytest.raises(limit, match="took too long"):
+        asyncio.run(store.aio.set("key", 1))
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("kind", [cached, cached_many])
+@pytest.mark.parametrize("how", ["unavailable", "limit"])
+def test_a_write_that_raises_leaves_nothing_that_was_invalidated(
+    kind: Any, how: str, limit: Any
+) -> None:
+    """What was invalidated during a write is dropped, also where that raises: it may have worked."""
+
+    class Failing(MemoryKVStore):
+        def _fail(self) -> None:
+            if value[0] == "old":
+                value[0] = "new"
+                f.invalidate(argument)
+                if how == "limit":
+                    signal.raise_signal(signal.SIGALRM)
+                raise StoreUnavailableError("no answer")
+
+        def set(self, *args: Any, **kwargs: Any) -> None:
+            super().set(*args, **kwargs)
+            self._fail()
+
+        def set_many(self, *args: Any, **kwargs: Any) -> None:
+            super().set_many(*args, **kwargs)
+            self._fail()
+
+    store, value = Failing(), ["old"]
+    argument: Any = 1 if kind is cached else [1]
+
+    @kind(store, namespace="n", on_error="raise")
+    def f(x: Any) -> Any:
+        return value[0] if kind is cached else dict.fromkeys(x, value[0])
+
+    with pytest.raises(limit if how == "limit" else StoreUnavailableError):
+        f(argument)
+    assert store.keys("n") == []
+
+
 def test_errors_of_anybody_else_s_are_none() -> None:
     """Only what a handler raised counts, and what came of that."""
 
@@ -310,16 +420,31 @@ def test_errors_of_anybody_else_s_are_none() -> None:
             return error
         raise AssertionError("it raised nothing")
 
+    def wrapped(handler: Any) -> BaseException:
+        """As if a driver, and then a serializer, had made an error of theirs of it."""
+
+        def in_between() -> None:
+            try:
+                handler(signal.SIGALRM, sys._getframe())
+            except JobTimeoutError as error:
+                wrapped.came = error  # type: ignore[attr-defined]
+                raise SerializationError("in between") from None
+
+        try:
+            try:
+                in_between()
+            except SerializationError as error:
+                raise StoreUnavailableError("driver's") from error
+        except StoreUnavailableError as error:
+            return error
+
     assert interruption(raised(over)) is None  # not in place
     for handler in (over, Handler(), Handler().method, functools.partial(over)):
         before = signal.signal(signal.SIGALRM, handler)
         try:
             error = raised(handler)
             assert interruption(error) is error
-            wrapped = StoreUnavailableError("driver's")
-            wrapped.__cause__ = SerializationError("in between")
-            wrapped.__cause__.__context__ = error
-            assert interruption(wrapped) is error
+            assert interruption(wrapped(handler)) is wrapped.came  # type: ignore[attr-defined]
             assert interruption(ValueError("never raised")) is None
             circle = ValueError()
             circle.__context__ = circle.__cause__ = other = ValueError()

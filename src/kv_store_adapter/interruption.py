@@ -11,8 +11,8 @@ import _signal  # type: ignore[import-not-found]  # see _handlers()
 import functools
 import sys
 import threading
-from types import FrameType
-from typing import Any, Iterator, Optional, Set
+from types import FrameType, TracebackType
+from typing import Any, List, Optional, Set
 
 __all__ = ["causes", "interruption", "let_through"]
 
@@ -20,29 +20,34 @@ __all__ = ["causes", "interruption", "let_through"]
 _CAUSES = 20
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> List[BaseException]:
     """The exception, and those that led to it within this call.
 
     Python also links what a caller of ours is handling, having caught it before he called. That
     has nothing to do with us. It is told by where it was caught: in a frame that is still running.
     """
-    caught_in = None if error.__traceback__ is None else error.__traceback__.tb_frame
+    found = [error]
     running: Set[FrameType] = set()
-    frame: Optional[FrameType] = sys._getframe()
-    while frame is not None:
-        running.add(frame)
-        frame = frame.f_back
-    if caught_in is not None:
-        running.discard(caught_in)
-    one: Optional[BaseException] = error
-    for _ in range(_CAUSES):
-        if one is None:
-            return
-        trace = one.__traceback__
-        if one is not error and trace is not None and trace.tb_frame in running:
-            return
-        yield one
-        one = one.__cause__ or one.__context__
+    one = trace = frame = caught_in = None
+    try:
+        caught_in = None if error.__traceback__ is None else error.__traceback__.tb_frame
+        frame = sys._getframe().f_back
+        while frame is not None:
+            if frame is not caught_in:
+                running.add(frame)
+            frame = frame.f_back
+        one = error.__cause__ or error.__context__
+        while one is not None and len(found) < _CAUSES:
+            trace = one.__traceback__
+            if trace is None or trace.tb_frame in running:
+                break
+            found.append(one)
+            one = one.__cause__ or one.__context__
+        return found
+    finally:
+        # This frame must not hold frames that hold what holds it.
+        running.clear()
+        del error, one, trace, frame, caught_in
 
 
 def interruption(error: BaseException) -> Optional[BaseException]:
@@ -56,19 +61,27 @@ def interruption(error: BaseException) -> Optional[BaseException]:
     codes = _handlers()
     if codes:
         for one in causes(error):
-            trace = one.__traceback__
-            while trace is not None:
-                if trace.tb_frame.f_code in codes and _was_given_a_frame(trace.tb_frame):
-                    return one
-                trace = trace.tb_next
+            if _came_through(one.__traceback__, codes):
+                return one
     return None
+
+
+def _came_through(trace: Optional[TracebackType], codes: Set[Any]) -> bool:
+    while trace is not None:
+        if trace.tb_frame.f_code in codes and _was_given_a_frame(trace.tb_frame):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def let_through(error: BaseException) -> None:
     """Raise what a signal's handler raised, if `error` is that or came of it."""
     came = interruption(error)
     if came is not None:
-        raise came
+        try:
+            raise came
+        finally:
+            del came, error  # their traceback holds this frame
 
 
 def _handlers() -> Set[Any]:

@@ -103,7 +103,9 @@ class ThreadLease(Lease):
                 line[0].release()
 
     def __del__(self) -> None:
-        self.release()
+        # Last to be set: without it a signal's handler raised before the lease was whole.
+        if hasattr(self, "_waiting"):
+            self.release()
 
 
 def _is_first(gate: Any, line: Deque[Any]) -> bool:

@@ -160,7 +160,7 @@ def check_version(version: Any) -> Any:
     if version is None:
         return None
     # As a plain value: a member of an enum is its value.
-    version = int(version) if isinstance(version, int) else str.__str__(version)
+    version = int.__int__(version) if isinstance(version, int) else str.__str__(version)
     text_of(version)
     return version
 

@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from .. import forking
 from ..exceptions import KeyNotFoundError, LockTimeoutError
+from ..interruption import interruption, let_through
 from ..namespace import NamespaceView
 from ..protocol import TAGS_NAMESPACE
 from ..rules import MISSING, NO_EXPIRY
@@ -30,6 +31,10 @@ def _after_fork() -> None:
 forking.after_in_child(_after_fork)
 
 
+class _InterruptedError(BaseException):
+    """What a conversation is told where a signal's handler raised: nothing that it could handle."""
+
+
 def _is_over(steps: Any) -> bool:
     return steps.gi_frame is None
 
@@ -49,21 +54,42 @@ class PlainDriver:
         except BaseException as error:
             if _is_over(steps):
                 raise
-            # A signal's handler raised between two steps: the conversation ends as within one.
-            return self._drive(steps, error)
+            came = error
+        # A signal's handler raised between two steps: the conversation ends as within one.
+        try:
+            return self._drive(steps, came)
+        finally:
+            del came  # here as below: no frame holds an error whose traceback holds the frame
 
     def _drive(self, steps: Steps, came: Optional[BaseException]) -> Any:
+        arguments: Tuple[Any, ...]
+        reply: Any = None
+        interrupted: Optional[BaseException] = None
         try:
             do, arguments = next(steps) if came is None else steps.throw(came)
             while True:
                 try:
                     reply = getattr(self, do)(*arguments)
                 except BaseException as error:  # the conversation decides what it means
-                    do, arguments = steps.throw(error)
+                    # Asked out here, where all frames that run are linked. CPython 3.9 does not
+                    # link those of a generator that something is thrown into.
+                    interrupted = interruption(error) or interrupted
+                    do, arguments = steps.throw(
+                        error if interrupted is None else _InterruptedError()
+                    )
                 else:
                     do, arguments = steps.send(reply)
         except StopIteration as done:
             return done.value
+        except _InterruptedError:
+            pass
+        finally:
+            came = reply = None
+            arguments = ()
+        try:
+            raise interrupted or AssertionError("nothing was interrupted")
+        finally:
+            del interrupted
 
     def run(self, values: Tuple[Any, ...], inside: Chain) -> Outcome:
         """Call the function."""
@@ -74,6 +100,7 @@ class PlainDriver:
             return Outcome(error=error)
         finally:
             chain.reset(token)
+            inside = ()  # the flight will hold the error, whose traceback holds this frame
 
     def write(self, key: str, value: Any, ttl: Any, inside: Chain) -> None:
         """Store a result."""
@@ -172,13 +199,13 @@ class PlainDriver:
         key: Optional[str] = None,
     ) -> Any:
         """A call of the function."""
-        outcome: Outcome = self.drive(self._flow.call(values, trouble, key))
-        return outcome.unwrap()
+        if trouble is not None:
+            let_through(trouble)
+        return self.drive(self._flow.call(values, trouble, key)).unwrap()
 
     def refresh(self, values: Tuple[Any, ...]) -> Any:
         """Compute now and replace what is stored."""
-        outcome: Outcome = self.drive(self._flow.refresh(values))
-        return outcome.unwrap()
+        return self.drive(self._flow.refresh(values)).unwrap()
 
     def peek(self, values: Tuple[Any, ...]) -> Any:
         """What is stored, without computing."""
@@ -236,20 +263,40 @@ class AsyncDriver:
         except BaseException as error:
             if _is_over(steps):
                 raise
-            return await self._drive(steps, error)  # as in PlainDriver
+            came = error
+        # As in PlainDriver.
+        try:
+            return await self._drive(steps, came)
+        finally:
+            del came
 
     async def _drive(self, steps: Steps, came: Optional[BaseException]) -> Any:
+        arguments: Tuple[Any, ...]
+        reply: Any = None
+        interrupted: Optional[BaseException] = None
         try:
             do, arguments = next(steps) if came is None else steps.throw(came)
             while True:
                 try:
                     reply = await getattr(self, do)(*arguments)
                 except BaseException as error:  # the conversation decides, cancellation included
-                    do, arguments = steps.throw(error)
+                    interrupted = interruption(error) or interrupted
+                    do, arguments = steps.throw(
+                        error if interrupted is None else _InterruptedError()
+                    )
                 else:
                     do, arguments = steps.send(reply)
         except StopIteration as done:
             return done.value
+        except _InterruptedError:
+            pass
+        finally:
+            came = reply = None
+            arguments = ()
+        try:
+            raise interrupted or AssertionError("nothing was interrupted")
+        finally:
+            del interrupted
 
     async def read(self, key: str) -> Any:
         """What is stored, or `MISSING`."""
@@ -271,6 +318,7 @@ class AsyncDriver:
             return Outcome(error=error)
         finally:
             _leave(token)
+            inside = ()  # as in PlainDriver
 
     async def write(self, key: str, value: Any, ttl: Any, inside: Chain) -> None:
         """Store a result."""
@@ -369,13 +417,13 @@ class AsyncDriver:
         key: Optional[str] = None,
     ) -> Any:
         """A call of the function."""
-        outcome: Outcome = await self.drive(self._flow.call(values, trouble, key))
-        return outcome.unwrap()
+        if trouble is not None:
+            let_through(trouble)
+        return (await self.drive(self._flow.call(values, trouble, key))).unwrap()
 
     async def refresh(self, values: Tuple[Any, ...]) -> Any:
         """Compute now and replace what is stored."""
-        outcome: Outcome = await self.drive(self._flow.refresh(values))
-        return outcome.unwrap()
+        return (await self.drive(self._flow.refresh(values))).unwrap()
 
     async def peek(self, values: Tuple[Any, ...]) -> Any:
         """What is stored, without computing."""

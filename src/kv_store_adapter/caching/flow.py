@@ -19,7 +19,7 @@ from ..exceptions import (
     StoreUnavailableError,
     where,
 )
-from ..interruption import interruption, let_through
+from ..interruption import interruption
 from ..namespace import NamespaceView, root_of
 from ..protocol import KVStoreProtocol
 from ..rules import MISSING, NO_EXPIRY
@@ -118,7 +118,7 @@ class Flow(Declaration):
     def _compute_once(self, key: str, values: Tuple[Any, ...], landings: int) -> Steps:
         """Compute, or wait for whoever computes this key already."""
         inside = flown_by_us()
-        until: Optional[float] = None
+        rounds = 0
         while True:
             mine = Flight(key)
             try:
@@ -134,10 +134,9 @@ class Flow(Declaration):
             self.tally.waits.add()
             # The one that was there when this call came may be out of date: a tag may have been
             # invalidated before. Those that it finds after that are younger than itself.
-            was_there = until is None
-            until = time.monotonic() + self.options.lock_timeout if until is None else until
+            rounds += 1
             try:
-                landed = yield "wait", (flight, max(0.0, until - time.monotonic()))
+                landed = yield "wait", (flight, self.options.lock_timeout)
             finally:
                 self.board.stop_waiting(flight, inside)
             if not landed:
@@ -150,7 +149,7 @@ class Flow(Declaration):
                 )
                 return (yield from self._compute_alone(key, values, inside))
             if flight.outcome is not None and not (
-                was_there and (yield from self._outdated(flight, key))
+                rounds == 1 and (yield from self._outdated(flight, key))
             ):
                 return flight.outcome
             # Its caller was cancelled, or a tag invalidated: one of us takes over.
@@ -223,7 +222,6 @@ class Flow(Declaration):
         try:
             yield "unlock", (held,)
         except Exception as error:  # as above; the answer is there, and the lease ends by itself
-            let_through(error)
             self.tally.errors.add()
             warn(
                 self.name,
@@ -261,7 +259,14 @@ class Flow(Declaration):
         if self.enveloped:
             fresh_until = None if fresh is None else time.time() + fresh
             stored = Envelope(result, fresh_until, took, tokens).pack()
-        yield from self._keep(key, stored, keep, inside)
+        try:
+            yield from self._keep(key, stored, keep, inside)
+        except GeneratorExit:
+            raise  # a coroutine that is being closed: nothing can be awaited any more
+        except BaseException:
+            if flight.doomed:  # it may have been written all the same
+                yield from self._drop(key)
+            raise
         if flight.doomed:
             # Invalidated while it was being written: at worst this drops a newer one, a miss.
             yield from self._drop(key)
@@ -430,7 +435,6 @@ class Flow(Declaration):
 
     def in_trouble(self, error: Exception, key: str, doing: str) -> None:
         """The store failed: raise, or warn, count, and go on without it."""
-        let_through(error)
         if isinstance(error, (TypeError, InvalidKeyError, InvalidTTLError)):
             raise error  # the caller's mistake, or the declaration's
         unreadable = isinstance(error, SerializationError) and doing == "read"

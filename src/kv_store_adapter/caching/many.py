@@ -225,29 +225,42 @@ class _ManyFlow(Flow):
             return Outcome(error=TypeError(f"{self.name}() returned a {what}, not a dictionary."))
         fresh = {each: outcome.value[each] for each in missing if each in outcome.value}
         _, keep = self.options.freshness.lifetimes(self.name, None, lambda function: None)
-        writing = self.health.writing
         # What was invalidated meanwhile goes to the caller, not into the store; and so does what
         # can be used once only.
         kept = {missing[each]: v for each, v in fresh.items() if not flights[each].doomed}
         kept = {key: value for key, value in kept.items() if not self.is_one_shot(value)}
-        if kept and (self.health.reading.open or not writing.allows()):
-            self.skipped()
-        elif kept:
+        if kept:
+            written = [flight for flight in flights.values() if flight.key in kept]
             try:
-                yield "write_many", (kept, self.stored_ttl(keep))
-            except Exception as error:  # a third party's store may raise anything
-                self.in_trouble(error, next(iter(missing.values())), "write")
-            else:
-                writing.worked()
-        # Invalidated while they were being written: at worst this drops newer ones, a miss each.
-        late = [missing[each] for each, flight in flights.items() if flight.doomed]
-        late = [key for key in late if key in kept]
-        if late:
-            try:
-                yield "drop_many", (late,)
-            except Exception as error:  # a third party's store may raise anything
-                self.in_trouble(error, late[0], "write")
+                yield from self._keep_many(kept, keep)
+            except GeneratorExit:
+                raise  # a coroutine that is being closed: nothing can be awaited any more
+            except BaseException:
+                yield from self._drop_doomed(written)  # they may have been written all the same
+                raise
+            yield from self._drop_doomed(written)
         return Outcome(fresh)
+
+    def _keep_many(self, kept: Dict[str, Any], ttl: Any) -> Steps:
+        writing = self.health.writing
+        if self.health.reading.open or not writing.allows():
+            self.skipped()
+            return
+        try:
+            yield "write_many", (kept, self.stored_ttl(ttl))
+        except Exception as error:  # a third party's store may raise anything
+            self.in_trouble(error, next(iter(kept)), "write")
+        else:
+            writing.worked()
+
+    def _drop_doomed(self, flights: List[Flight]) -> Steps:
+        """Drop what was invalidated while it was written: at worst newer ones, a miss each."""
+        doomed = [flight.key for flight in flights if flight.doomed]
+        if doomed:
+            try:
+                yield "drop_many", (doomed,)
+            except Exception as error:  # a third party's store may raise anything
+                self.in_trouble(error, doomed[0], "write")
 
     def refresh(self, values: Tuple[Any, ...]) -> Steps:
         """Compute all of them now, and replace what is stored."""

@@ -83,8 +83,8 @@ def caching_disabled(store: Optional[KVStoreProtocol] = None) -> Iterator[None]:
     if store is not None and not isinstance(store, KVStoreProtocol):
         raise TypeError(f"caching_disabled() takes a store, not {type(store).__name__}.")
     root = None if store is None else root_of(store)
-    off.append(root)
     try:
+        off.append(root)
         _forget(None)
         yield
     finally:

@@ -130,6 +130,7 @@ class RedisAsyncStore(AsyncKVStore, forking.Forkable):
         try:
             return await self._ask_once(client, ask)
         except redis.ConnectionError as error:
+            let_through(error)
             if not ask.harmless or isinstance(error, redis.TimeoutError) or is_final(error):
                 raise
             ask.said |= ask.writes and may_have_arrived(error, client)

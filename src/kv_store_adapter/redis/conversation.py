@@ -225,10 +225,15 @@ class Conversation:
             return default
         try:
             return self._codec.decode(data, key, namespace)
-        except BaseException:
+        except BaseException as error:
             # It may be another version's, or a job's time was over just now: put back, unless
             # somebody has stored anew meanwhile.
-            yield Ask((*_set(name, data, max(left, 1) if left >= 0 else None), "NX"), writes=True)
+            milliseconds = max(left, 1) if left >= 0 else None
+            try:
+                yield Ask((*_set(name, data, milliseconds), "NX"), writes=True)
+            except KVStoreError:
+                if isinstance(error, SerializationError):
+                    raise  # it says that the entry is where it was
             raise
 
     def touch(self, key: str, namespace: Optional[str] = None, ttl: Optional[TTL] = None) -> Talk:
