@@ -247,30 +247,36 @@ def _compile(cached: _Cached, is_async: bool) -> Callable[..., Any]:
 
     arguments = keyed[0] if len(keyed) == 1 else binding.as_tuple(keyed)
     read = flow.store.finder(flow.namespace)
-    tests = []
-    if not isinstance(getattr(read, "__self__", None), dict):  # a dictionary's own get never fails
-        tests.append(f"not {p}down")
+    # A dictionary's own get never fails, nor finds anything under None: where the key is not
+    # remembered, either.
+    is_get = isinstance(getattr(read, "__self__", None), dict)
+    tests = [] if is_get else [f"not {p}down"]
     # What is likely is asked for by itself: a comparison, where the set takes a look-up.
     texts = {v.name for v in binding.parameters if v.annotation in (str, "str")}
     for n in keyed:
         likely = f"{p}str" if n in texts else f"{p}int"
         tests.append(f"({p}type({n}) is {likely} or {p}type({n}) in {p}plain)")
-    pad = "    "
+    if is_get:
+        look = [f"{p}entry = {p}read({p}find({arguments}))"]
+    else:
+        look = [
+            f"{p}key, {p}entry = {p}find({arguments}), None",
+            f"if {p}key is not None:",
+            "    try:",
+            f"        {p}entry = {p}read({p}key)",
+            f"    except {p}Error as {p}error:",
+            f"        return {slow}, {p}error)",
+        ]
     body = "\n".join(
         [
-            f"{pad}if {' and '.join(tests) or 'True'}:",
-            f"{pad}    {p}key = {p}find({arguments})",
-            f"{pad}    if {p}key is not None:",
-            f"{pad}        try:",
-            f"{pad}            {p}entry = {p}read({p}key)",
-            f"{pad}        except {p}Error as {p}error:",
-            f"{pad}            return {slow}, {p}error)",
-            f"{pad}        if {p}entry is not None:",
-            f"{pad}            {p}until = {p}entry[1]",
-            f"{pad}            if {p}until is None or {p}until > {p}time.time():",
-            f"{pad}                {p}next({p}hits)",
-            f"{pad}                return {p}entry[0]",
-            f"{pad}return {'await ' if is_async else ''}{p}miss({values})",
+            f"    if {' and '.join(tests) or 'True'}:",
+            *(f"        {line}" for line in look),
+            f"        if {p}entry is not None:",
+            f"            {p}until = {p}entry[1]",
+            f"            if {p}until is None or {p}until > {p}time.time():",
+            f"                {p}next({p}hits)",
+            f"                return {p}entry[0]",
+            f"    return {'await ' if is_async else ''}{p}miss({values})",
         ]
     )
     scope = {
