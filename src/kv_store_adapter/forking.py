@@ -94,7 +94,7 @@ class _Gate:
                     for each in ending:  # they will not end
                         self._visitors.pop(each, None)
                     break
-                time.sleep(0.0005)
+                time.sleep(0.0005)  # nobody tells of it
 
     def _ending(self) -> Collection[int]:
         """The visitors that the system still has and Python has not."""
@@ -138,7 +138,7 @@ def undivided() -> contextlib.AbstractContextManager[None]:
 def _threads_there() -> Collection[int]:
     """The system's numbers of this process's threads, where it says them."""
     try:
-        return {int(each) for each in os.listdir("/proc/self/task")}  # noqa: PTH208
+        return {int(each) for each in os.listdir("/proc/self/task")}  # noqa: PTH208  # names alone
     except OSError:  # not Linux, or no /proc in this container: nothing to wait for
         return ()
 

@@ -97,6 +97,7 @@ def _handlers() -> Set[Any]:
         if callable(handler):  # not ignored, and not left to the system
             while isinstance(handler, functools.partial):
                 handler = handler.func
+            # Its code is wanted, not whether it is callable.
             for each in (handler, getattr(type(handler), "__call__", None)):  # noqa: B004
                 code = getattr(getattr(each, "__func__", each), "__code__", None)
                 if code is not None:
